@@ -1,0 +1,1 @@
+"""The public package of Downstack: contracts, client, command line and local run."""

@@ -1,0 +1,1 @@
+"""The services of Downstack and the chassis they stand on."""
