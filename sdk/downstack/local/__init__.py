@@ -1,0 +1,1 @@
+"""Everything that `downstack up` needs to run on one machine."""
