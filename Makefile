@@ -1,0 +1,56 @@
+# A menu. The work is done by the scripts in deploy/dev/ and by the `downstack` command.
+#
+#   ENGINE  vllm (default): a real model on the CPU.  sim: a simulated engine, without vLLM and torch.
+#   TOOLS   1 (default): ghz, grpcurl and grpc_health_probe too.  0: without them, and without Go.
+#   ARGS    handed on to the command, such as ARGS="-k tickets" for `make test`.
+
+ENGINE ?= vllm
+TOOLS ?= 1
+ARGS ?=
+export ENGINE TOOLS
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format up down status proto requirements clean distclean
+
+help: ## Show this menu
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-13s %s\n", $$1, $$2} /^#   / {print "  " substr($$0, 4)}' Makefile
+
+setup: ## Install all that is missing into .venv, .tools and .downstack
+	@deploy/dev/setup.sh
+
+demo: ## Set up, then run the whole system once and show what it does
+	@deploy/dev/setup.sh
+	@deploy/dev/demo.sh $(ARGS)
+
+test: ## Set up, then run every test
+	@deploy/dev/setup.sh
+	@deploy/dev/test.sh $(ARGS)
+
+lint: ## Check style, types, import arrows, contracts and the compose file
+	@deploy/dev/lint.sh
+
+format: ## Format Python and protobuf
+	@deploy/dev/format.sh
+
+up: ## Set up, then start everything on this machine
+	@deploy/dev/setup.sh
+	@.venv/bin/downstack up --engine $(ENGINE) $(ARGS)
+
+down: ## Stop what `make up` started
+	@.venv/bin/downstack down
+
+status: ## Show what runs
+	@.venv/bin/downstack status
+
+proto: ## Generate the Python stubs from proto/
+	@deploy/dev/python.sh
+	@proto/generate.sh
+
+requirements: ## Compile the locked requirements
+	@deploy/dev/requirements.sh $(ARGS)
+
+clean: ## Remove caches and the local run's data
+	@deploy/dev/clean.sh
+
+distclean: ## Remove the environment and the tools too
+	@deploy/dev/clean.sh --all
