@@ -9,7 +9,7 @@ import xxhash
 
 def root_hash(*, model: str, tokenizer_revision: str, adapter: str = "", cache_salt: str = "") -> int:
     """The hash before the first block. Prompts share blocks only where all four are equal."""
-    return xxhash.xxh3_64_intdigest("\0".join((model, tokenizer_revision, adapter, cache_salt)).encode())
+    return xxhash.xxh3_64_intdigest(f"{model}\0{tokenizer_revision}\0{adapter}\0{cache_salt}".encode())
 
 
 def next_hash(parent: int, block: Sequence[int]) -> int:
