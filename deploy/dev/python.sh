@@ -27,7 +27,8 @@ find_uv
 make_venv
 if ! packages_done; then
     say "    installing $(grep -c '==' "$LOCK") packages of $LOCK"
-    uv pip install --python .venv --require-hashes --requirement "$LOCK"
+    # The lock is complete, and vLLM's CPU build names a torch that the lock replaces: nothing is to be resolved.
+    uv pip install --python .venv --no-deps --require-hashes --requirement "$LOCK"
     stamp "$PACKAGES_STAMP" "${PACKAGES_INPUTS[@]}"
 fi
 if ! models_done; then

