@@ -1,0 +1,1 @@
+"""Placement as plain code: no I/O, no clock, no randomness of its own."""

@@ -1,0 +1,149 @@
+"""Late binding: waiting requests are placed, in order, as soon as a worker should take them."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+from services.scheduler.domain.decision import Decision, considered, reason_of
+from services.scheduler.domain.fairness import OUTPUT_WEIGHT, FairShare
+from services.scheduler.domain.grammar import Candidate
+from services.scheduler.domain.instructions import Instruction, Place, Refuse
+from services.scheduler.domain.lease import Grant
+from services.scheduler.domain.limits import Limits
+from services.scheduler.domain.placement import Placement, View, impossible
+from services.scheduler.domain.prices import PriceList
+from services.scheduler.domain.queue import Lane, Queue, Waiting
+from services.scheduler.domain.request import Request
+
+MAX_RECENT_DECISIONS = 4096
+
+
+class Dispatcher:
+    """Takes requests from the queue, grants their leases, and remembers the decisions of late."""
+
+    def __init__(
+        self,
+        view: View,
+        *,
+        queue: Queue,
+        fair: FairShare,
+        placement: Placement,
+        prices: PriceList,
+        limits: Limits,
+        new_lease_id: Callable[[], str],
+    ) -> None:
+        self._fleet, self._index, self._book = view.fleet, view.index, view.book
+        self._queue = queue
+        self._fair = fair
+        self._placement = placement
+        self._prices = prices
+        self._limits = limits
+        self._new_lease_id = new_lease_id
+        self._decisions: OrderedDict[str, Decision] = OrderedDict()
+
+    def dispatch(self, now: float) -> list[Instruction]:
+        """Place whatever can be placed, in order. A lane whose head finds no worker lets the others pass."""
+        found: list[Instruction] = []
+        stuck: set[Lane] = set()
+        rooms: dict[tuple[tuple[str, ...], frozenset[str]], bool] = {}
+
+        def usable(lane: Lane) -> bool:
+            key = (lane.models, lane.excluded)
+            if key not in rooms:
+                rooms[key] = self._placement.room_for(*key)
+            return lane not in stuck and rooms[key]
+
+        while (lane := self._queue.next_lane(now=now, usable=usable)) is not None:
+            entry = lane.head()
+            assert entry is not None
+            outcome = self._place(entry, now)
+            if outcome is None:
+                stuck.add(lane)
+                continue
+            found.append(outcome)
+            rooms.clear()
+        return found
+
+    def _place(self, entry: Waiting, now: float) -> Instruction | None:
+        candidates = self._placement.evaluate(entry.request, now=now)
+        chosen = self._placement.choose(candidates)
+        if chosen is None:
+            error = impossible(candidates)
+            if error is None:
+                return None
+            self._queue.remove(entry)
+            return Refuse(entry.call, error)
+        self._queue.remove(entry)
+        self._queue.placed(now=now)
+        return self._grant(entry, chosen, candidates, now)
+
+    def _grant(self, entry: Waiting, chosen: Candidate, candidates: list[Candidate], now: float) -> Place:
+        request, worker = entry.request, chosen.worker
+        lease = self._book.grant(self._terms(entry, chosen, now), expected_output=chosen.output_tokens)
+        self._fair.serve(request.tenant_id, lease.uncached_tokens + OUTPUT_WEIGHT * chosen.output_tokens)
+        life = self._limits.predicted_life_s if worker.spec.kv_events else self._limits.approximate_life_s
+        if chosen.offer.block_size == worker.spec.block_size:
+            self._index.predict(worker.worker_id, chosen.offer.block_hashes, until=now + life)
+        self._fleet.touch()
+        decision = self._record(request, chosen, candidates, lease.grant)
+        self._remember(decision)
+        return Place(entry.call, lease.grant, worker.endpoint, decision)
+
+    def _record(self, request: Request, chosen: Candidate, candidates: list[Candidate], grant: Grant) -> Decision:
+        return Decision(
+            request_id=request.request_id,
+            attempt=request.attempt,
+            tenant_id=request.tenant_id,
+            lease_id=grant.lease_id,
+            model=chosen.offer.model,
+            worker_id=grant.worker_id,
+            policy=self._placement.policy,
+            reason=reason_of(candidates, chosen),
+            candidates=considered(candidates, chosen),
+            prompt_tokens=chosen.offer.prompt_tokens,
+            predicted_cached_tokens=chosen.cached_tokens,
+            queue_ms=grant.queue_ms,
+            decided_at=grant.granted_at,
+        )
+
+    def _terms(self, entry: Waiting, chosen: Candidate, now: float) -> Grant:
+        request, offer, worker = entry.request, chosen.offer, chosen.worker
+        return Grant(
+            lease_id=self._new_lease_id(),
+            request_id=request.request_id,
+            attempt=request.attempt,
+            tenant_id=request.tenant_id,
+            key_id=request.key_id,
+            worker_id=worker.worker_id,
+            worker_epoch=worker.epoch,
+            model=offer.model,
+            requested_model=request.offers[0].model if len(request.offers) == 1 else "auto",
+            adapter=offer.adapter,
+            cache_salt=request.cache_salt,
+            prompt_tokens=offer.prompt_tokens,
+            max_output_tokens=min(request.max_output_tokens, worker.spec.context_tokens - offer.prompt_tokens),
+            priority=request.priority,
+            conversation_id=request.conversation_id,
+            labels=request.labels,
+            price=self._prices.of(offer.model),
+            granted_at=now,
+            expires_at=now + self._limits.ticket_ttl_s,
+            queue_ms=1000 * (now - entry.arrived_at),
+            predicted_cached_tokens=chosen.cached_tokens,
+            retrieved_tokens=request.retrieved_tokens,
+        )
+
+    def _remember(self, decision: Decision) -> None:
+        self._decisions[decision.lease_id] = decision
+        if len(self._decisions) > MAX_RECENT_DECISIONS:
+            self._decisions.popitem(last=False)
+
+    def decision(self, lease_id: str) -> Decision | None:
+        return self._decisions.get(lease_id)
+
+    def decisions_of(self, *, tenant_id: str, request_id: str) -> list[Decision]:
+        """The recent decisions of a request, first to last."""
+        return [
+            decision
+            for decision in self._decisions.values()
+            if (decision.tenant_id, decision.request_id) == (tenant_id, request_id)
+        ]

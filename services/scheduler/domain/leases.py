@@ -1,0 +1,205 @@
+"""The lease book: what was granted, who runs it, and which leases the scheduler must close itself.
+
+A lease ends in one of three ways: its worker reports it finished (the usage record is then in the worker's outbox);
+nobody used its ticket in time (UNUSED); or the worker that had it is gone (LOST). The last two are `due`, and the
+scheduler writes their records.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+from services.scheduler.domain.lease import NOTHING, Ending, Grant, Lease, LeasePhase, LeaseState, Occupancy
+from services.scheduler.domain.limits import Limits
+
+_ORDER = {LeasePhase.GRANTED: 0, LeasePhase.STARTED: 1, LeasePhase.DECODING: 2, LeasePhase.FINISHED: 3}
+
+
+class Report(Enum):
+    """What a worker's report of a lease amounted to."""
+
+    UPDATED = "updated"
+    ADOPTED = "adopted"
+    FINISHED = "finished"
+    FENCED = "fenced"
+    """It runs a lease that is void: not its own, of another start, or closed. It must be cancelled."""
+    UNKNOWN = "unknown"
+    """Nothing is known of the lease, and the report does not say enough to learn it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A lease that the scheduler must close."""
+
+    lease: Lease
+    ending: Ending
+
+
+class LeaseBook:
+    """All live leases, and the ids of those that ended not long ago. One request's attempt has at most one lease."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._leases: dict[str, Lease] = {}
+        self._by_attempt: dict[tuple[str, str, int], str] = {}
+        self._by_worker: dict[str, set[str]] = {}
+        self._occupied: dict[str, Occupancy] = {}
+        self._by_tenant: dict[str, int] = {}
+        self._ended: OrderedDict[str, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._leases)
+
+    def __iter__(self) -> Iterator[Lease]:
+        return iter(self._leases.values())
+
+    def get(self, lease_id: str) -> Lease | None:
+        return self._leases.get(lease_id)
+
+    def of_attempt(self, tenant_id: str, request_id: str, attempt: int) -> Lease | None:
+        lease_id = self._by_attempt.get((tenant_id, request_id, attempt))
+        return self._leases[lease_id] if lease_id is not None else None
+
+    def of_worker(self, worker_id: str) -> list[Lease]:
+        return [self._leases[lease_id] for lease_id in sorted(self._by_worker.get(worker_id, ()))]
+
+    def count_of(self, worker_id: str) -> int:
+        return len(self._by_worker.get(worker_id, ()))
+
+    def occupancy(self, worker_id: str) -> Occupancy:
+        return self._occupied.get(worker_id, NOTHING)
+
+    def tenant_active(self, tenant_id: str) -> bool:
+        """Whether the tenant holds a lease."""
+        return tenant_id in self._by_tenant
+
+    def grant(self, grant: Grant, *, expected_output: int) -> Lease:
+        """Enter a new lease."""
+        return self._enter(Lease(grant=grant, expected_output=expected_output))
+
+    def _enter(self, lease: Lease) -> Lease:
+        grant = lease.grant
+        assert grant.lease_id not in self._leases
+        self._leases[grant.lease_id] = lease
+        self._by_attempt[(grant.tenant_id, grant.request_id, grant.attempt)] = grant.lease_id
+        self._by_worker.setdefault(grant.worker_id, set()).add(grant.lease_id)
+        self._by_tenant[grant.tenant_id] = self._by_tenant.get(grant.tenant_id, 0) + 1
+        self._recount(lease)
+        return lease
+
+    def release(self, lease_id: str) -> Lease | None:
+        """Free what the lease takes. None: it was released or had ended already."""
+        lease = self._leases.get(lease_id)
+        if lease is None or lease.released:
+            return None
+        lease.released = True
+        self._recount(lease)
+        return lease
+
+    def report(self, state: LeaseState, *, worker_id: str, epoch: str) -> tuple[Report, Lease | None]:
+        """Take a worker's report of one lease. A finished lease leaves the book."""
+        lease = self._leases.get(state.lease_id)
+        if lease is None:
+            return self._report_unknown(state, worker_id=worker_id, epoch=epoch)
+        if (lease.grant.worker_id, lease.grant.worker_epoch) != (worker_id, epoch):
+            return Report.FENCED, None
+        lease.usage = state.usage or lease.usage
+        lease.orphaned_at = None
+        if _ORDER[state.phase] > _ORDER[lease.phase]:
+            lease.phase = state.phase
+        self._recount(lease)
+        if lease.phase is LeasePhase.FINISHED:
+            self.end(lease)
+            return Report.FINISHED, lease
+        return Report.UPDATED, lease
+
+    def _report_unknown(self, state: LeaseState, *, worker_id: str, epoch: str) -> tuple[Report, Lease | None]:
+        if state.phase is LeasePhase.FINISHED:
+            self._remember(state.lease_id)
+            return Report.FINISHED, None
+        if state.lease_id in self._ended:
+            return Report.FENCED, None
+        grant = state.grant
+        if grant is None:
+            return Report.UNKNOWN, None
+        if grant.lease_id != state.lease_id or (grant.worker_id, grant.worker_epoch) != (worker_id, epoch):
+            return Report.FENCED, None
+        if (grant.tenant_id, grant.request_id, grant.attempt) in self._by_attempt:
+            return Report.FENCED, None
+        lease = Lease(grant=grant, expected_output=grant.max_output_tokens, phase=state.phase, usage=state.usage)
+        return Report.ADOPTED, self._enter(lease)
+
+    def orphan(self, lease: Lease, *, now: float) -> None:
+        """Nobody vouches for the lease any more; it is due after the grace unless its worker names it again."""
+        if lease.orphaned_at is None:
+            lease.orphaned_at = now
+            self._recount(lease)
+
+    def vouch(self, lease: Lease) -> None:
+        """The lease's worker is back, and the lease was not used yet: its ticket is good again."""
+        lease.orphaned_at = None
+        self._recount(lease)
+
+    def due(self, now: float) -> list[Due]:
+        """The leases that the scheduler must close now, and how."""
+        return [Due(lease, ending) for lease in self._leases.values() if (ending := self._ending(lease, now))]
+
+    def _ending(self, lease: Lease, now: float) -> Ending | None:
+        used = lease.phase is not LeasePhase.GRANTED
+        if lease.orphaned_at is not None:
+            # The grace lets a restarted worker's outbox deliver the worker's own record first.
+            gone = now >= lease.orphaned_at + self._limits.lost_grace_s
+            return (Ending.LOST if used else Ending.UNUSED) if gone else None
+        if used:
+            return Ending.LOST if now >= lease.grant.granted_at + self._limits.lease_max_s else None
+        return Ending.UNUSED if now >= lease.grant.expires_at + self._limits.start_grace_s else None
+
+    def end(self, lease: Lease) -> None:
+        """Take the lease out of the book."""
+        grant = lease.grant
+        self._uncount(lease)
+        del self._leases[grant.lease_id]
+        del self._by_attempt[(grant.tenant_id, grant.request_id, grant.attempt)]
+        held = self._by_worker[grant.worker_id]
+        held.remove(grant.lease_id)
+        if not held:
+            del self._by_worker[grant.worker_id]
+            self._occupied.pop(grant.worker_id, None)
+        self._by_tenant[grant.tenant_id] -= 1
+        if not self._by_tenant[grant.tenant_id]:
+            del self._by_tenant[grant.tenant_id]
+        self._remember(grant.lease_id)
+
+    def _remember(self, lease_id: str) -> None:
+        self._ended[lease_id] = None
+        self._ended.move_to_end(lease_id)
+        if len(self._ended) > self._limits.max_ended_leases:
+            self._ended.popitem(last=False)
+
+    def _recount(self, lease: Lease) -> None:
+        self._uncount(lease)
+        lease.counted = lease.occupancy()
+        self._occupied[lease.grant.worker_id] = self.occupancy(lease.grant.worker_id).plus(lease.counted)
+
+    def _uncount(self, lease: Lease) -> None:
+        self._occupied[lease.grant.worker_id] = self.occupancy(lease.grant.worker_id).minus(lease.counted)
+        lease.counted = NOTHING
+
+    def validate(self) -> None:
+        """Check the invariants: every table agrees with the leases."""
+        by_worker: dict[str, set[str]] = {}
+        occupied: dict[str, Occupancy] = {}
+        for lease_id, lease in self._leases.items():
+            grant = lease.grant
+            assert grant.lease_id == lease_id
+            assert lease_id not in self._ended
+            assert lease.phase is not LeasePhase.FINISHED
+            assert self._by_attempt[(grant.tenant_id, grant.request_id, grant.attempt)] == lease_id
+            by_worker.setdefault(grant.worker_id, set()).add(lease_id)
+            occupied[grant.worker_id] = occupied.get(grant.worker_id, NOTHING).plus(lease.occupancy())
+        assert by_worker == self._by_worker
+        assert occupied == self._occupied
+        assert len(self._by_attempt) == len(self._leases)
+        assert sum(self._by_tenant.values()) == len(self._leases)
+        assert len(self._ended) <= self._limits.max_ended_leases

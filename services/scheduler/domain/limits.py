@@ -1,0 +1,54 @@
+"""The bounds and times that placement keeps to."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Every bound has a name; the settings carry the same names."""
+
+    max_queued: int = 4096
+    """Requests that wait for a placement, all tenants together."""
+    max_queued_per_tenant: int = 1024
+    """Requests that wait for a placement, one tenant."""
+    max_workers: int = 1024
+    """Workers known at one time, lost ones included."""
+    max_tenants: int = 100_000
+    """Tenants whose service is remembered; those least served are forgotten first."""
+    max_ended_leases: int = 100_000
+    """Ended leases remembered, so that late reports of them are understood."""
+    max_predicted_blocks: int = 1_000_000
+    """Predicted blocks in the index, all workers together."""
+    max_blocks_per_worker: int = 4_000_000
+    """Blocks that one worker may report resident."""
+    max_pending_deltas: int = 1024
+    """Deltas of one worker kept while its snapshot is awaited."""
+    max_prompt_tokens: int = 4_194_304
+    """Longest prompt that a request may state."""
+
+    look_ahead: int = 2
+    """Requests that a worker may hold beyond its batch."""
+    ageing_s: float = 10.0
+    """Waiting time that lifts a request by one priority class."""
+    max_wait_s: float = 300.0
+    """Longest wait for a placement, whatever the caller's deadline."""
+    no_worker_wait_s: float = 10.0
+    """Wait for a worker of a model that has none."""
+    ticket_ttl_s: float = 30.0
+    """Time in which a ticket must be used."""
+    start_grace_s: float = 5.0
+    """Time for a worker's report of a ticket used at the last moment."""
+    lost_grace_s: float = 10.0
+    """Time in which a lost worker may come back to its leases."""
+    lease_max_s: float = 7200.0
+    """Longest life of a lease."""
+    forget_worker_s: float = 600.0
+    """Time after which a lost worker is forgotten."""
+    resync_retry_s: float = 5.0
+    """Time after which a snapshot that did not come is asked for again."""
+    predicted_life_s: float = 5.0
+    """Life of a predicted block of a worker that reports its cache."""
+    approximate_life_s: float = 120.0
+    """Life of a predicted block of a worker that does not report its cache."""
+    report_interval_s: float = 1.0
+    """Time between two load reports at most; older ones widen the estimates."""

@@ -1,0 +1,26 @@
+"""The default: value of the answer, less its cost, less what its lateness costs; the highest wins."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from services.scheduler.domain.cost import Objectives, late
+from services.scheduler.domain.grammar import BestScore, Candidate, Policy, Weighted
+from services.scheduler.domain.request import Priority, Request
+
+
+@dataclass(frozen=True, slots=True)
+class Worth:
+    """Scores a candidate in currency units. `value` is what a perfect answer is worth where the caller does not say."""
+
+    objectives: Mapping[Priority, Objectives]
+    value: float
+
+    def score(self, candidate: Candidate, request: Request, now: float, /) -> float:
+        value = self.value if request.value is None else request.value
+        left_ms = 1000 * (request.deadline_at - now)
+        lateness = late(candidate.estimate, self.objectives[request.priority], left_ms=left_ms)
+        return value * candidate.offer.quality - candidate.estimate.cost - lateness
+
+
+def ours(objectives: Mapping[Priority, Objectives], *, value: float) -> Policy:
+    return Policy(name="worth/1", scorers=(Weighted(scorer=Worth(objectives, value)),), picker=BestScore())
