@@ -7,6 +7,7 @@ import re
 
 import asyncpg
 
+from services.kit.errors import StartupError
 from services.kit.pg.faults import fault_of
 
 _FILE = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
@@ -32,7 +33,7 @@ CREATE TABLE IF NOT EXISTS migrations.applied (
 """
 
 
-class MigrationError(Exception):
+class MigrationError(StartupError):
     """The database and the package's migrations do not fit together. The message says how."""
 
 

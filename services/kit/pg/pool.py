@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import asyncpg
 
@@ -18,7 +18,7 @@ SELECT set_config('app.tenant_id', $1, true), set_config('app.principal', $2, tr
 """
 _RELEASE_TIMEOUT_S = 5.0
 
-Connection = asyncpg.Connection
+Connection: TypeAlias = asyncpg.Connection
 
 
 class Database:

@@ -1,0 +1,1 @@
+"""Facts on their way: written down here, shipped to Kafka, read back in batches."""

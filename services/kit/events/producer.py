@@ -1,0 +1,55 @@
+"""An idempotent Kafka producer that can be given up: aiokafka's own waits for ever for a broker that is gone."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError, KafkaTimeoutError
+
+_STOP_TIMEOUT_S = 5.0
+# aiokafka keeps one batch of a partition in flight, so that a large one is what makes it fast.
+_MAX_BATCH_BYTES = 262_144
+
+
+@contextlib.asynccontextmanager
+async def open_producer(bootstrap: str, *, timeout_s: float) -> AsyncIterator[AIOKafkaProducer]:
+    """A started producer with acks=all. Raises KafkaError or TimeoutError; leaving the block never waits for Kafka."""
+    producer = AIOKafkaProducer(
+        bootstrap_servers=bootstrap,
+        enable_idempotence=True,  # implies acks=all
+        request_timeout_ms=int(timeout_s * 1000),
+        max_batch_size=_MAX_BATCH_BYTES,
+    )
+    try:
+        async with asyncio.timeout(timeout_s):
+            await producer.start()
+        yield producer
+    finally:
+        await _give_up(producer)
+
+
+async def send(
+    producer: AIOKafkaProducer,
+    topic: str,
+    value: bytes | None,
+    *,
+    key: bytes | None,
+    headers: Sequence[tuple[str, bytes]],
+) -> "asyncio.Future[object]":
+    """Hand a record to the producer. The future is done when Kafka has acknowledged it."""
+    future: asyncio.Future[object] = await producer.send(topic, value, key=key, headers=list(headers))
+    future.add_done_callback(lambda done: done.cancelled() or done.exception())  # the caller may be gone by then
+    return future
+
+
+async def _give_up(producer: AIOKafkaProducer) -> None:
+    # stop() first flushes, and in idempotent mode no batch ever expires: whatever still waits has to be failed here.
+    producer._message_accumulator.fail_all(KafkaTimeoutError())  # noqa: SLF001 - there is no public way
+    try:
+        async with asyncio.timeout(_STOP_TIMEOUT_S):
+            await producer.stop()
+    except (KafkaError, OSError, TimeoutError):
+        with contextlib.suppress(KafkaError, OSError, TimeoutError):
+            async with asyncio.timeout(_STOP_TIMEOUT_S):
+                await producer.client.close()
