@@ -71,6 +71,7 @@ class DataFolder:
             raise DataFolderVersionError(f"{self.path} is not empty and not a data folder of Downstack")
         claim_folder(self.path)
         self.logs.mkdir(exist_ok=True)
+        self._secrets.mkdir(mode=0o700, exist_ok=True)
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
@@ -89,7 +90,6 @@ class DataFolder:
 
     def secrets(self) -> Secrets:
         """The folder's secrets, made at the first call. For its holder."""
-        self._secrets.mkdir(mode=0o700, exist_ok=True)
         key = f"ds_live_{secrets.token_hex(4)}_{secrets.token_urlsafe(32)}"
         return Secrets(
             service_secret=self._secret("service_secret", secrets.token_urlsafe(32)),

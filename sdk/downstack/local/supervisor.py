@@ -5,8 +5,8 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -21,6 +21,7 @@ from downstack.local.watchdog import Watchdog
 
 _LOG = logging.getLogger(__name__)
 _HOUSEKEEPING_S = 5.0
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +81,7 @@ class Supervisor:
         The caller holds the data folder. Raises LocalError with one sentence where a part cannot start; nothing is
         left running then.
         """
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop)
-        with self._watchdog:
+        with self._watchdog, _signals(self.stop):
             life = asyncio.create_task(self._live())
             stopping = asyncio.create_task(self._stop.wait())
             try:
@@ -198,6 +196,18 @@ class Supervisor:
         self._state = state
         self._folder.save_state(state)
         self._on_change(state)
+
+
+@contextmanager
+def _signals(react: Callable[[], None]) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    for number in _STOP_SIGNALS:
+        loop.add_signal_handler(number, react)
+    try:
+        yield
+    finally:
+        for number in _STOP_SIGNALS:
+            loop.remove_signal_handler(number)
 
 
 def _first(error: Exception) -> Exception:
