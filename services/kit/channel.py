@@ -28,26 +28,30 @@ from services.kit import context
 # Strictly above the server's floor of 10 s between pings, or the server would end the connection (too_many_pings).
 _KEEPALIVE_MS = 30_000
 _KEEPALIVE_TIMEOUT_MS = 10_000
-_SERVICE_CONFIG = {
-    "methodConfig": [
-        {
-            "name": [{}],
-            "retryPolicy": {
-                "maxAttempts": 3,
-                "initialBackoff": "0.05s",
-                "maxBackoff": "1s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ],
+_ATTEMPTS = 3
+
+
+def _service_config(attempts: int) -> str:
+    if attempts == 1:
+        return "{}"
+    policy = {
+        "maxAttempts": attempts,
+        "initialBackoff": "0.05s",
+        "maxBackoff": "1s",
+        "backoffMultiplier": 2,
+        "retryableStatusCodes": ["UNAVAILABLE"],
+    }
     # At most about one call in five is a repetition once calls fail in numbers.
-    "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.2},
-}
+    throttling = {"maxTokens": 100, "tokenRatio": 0.2}
+    return json.dumps({"methodConfig": [{"name": [{}], "retryPolicy": policy}], "retryThrottling": throttling})
 
 
-def open_channel(target: str) -> grpc.aio.Channel:
-    """A channel to host:port. Its messages have no limit of size: the other side is one of ours."""
+def open_channel(target: str, *, attempts: int = _ATTEMPTS) -> grpc.aio.Channel:
+    """A channel to host:port. Its messages have no limit of size: the other side is one of ours.
+
+    `attempts` counts the first one, too. A caller with rules of its own for repeating takes 1: gRPC would wait out the
+    RetryInfo of a refusal before its caller hears of it.
+    """
     return grpc.aio.insecure_channel(
         target,
         options=[
@@ -60,7 +64,7 @@ def open_channel(target: str) -> grpc.aio.Channel:
             ("grpc.max_reconnect_backoff_ms", 2_000),
             ("grpc.max_receive_message_length", -1),
             ("grpc.max_send_message_length", -1),
-            ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+            ("grpc.service_config", _service_config(attempts)),
         ],
     )
 
@@ -89,8 +93,11 @@ class ChannelPool:
     A channel that has to go lets its calls finish for `grace_s`.
     """
 
-    def __init__(self, *, limit: int = 256, idle_s: float = 600.0, grace_s: float = 600.0) -> None:
+    def __init__(
+        self, *, limit: int = 256, idle_s: float = 600.0, grace_s: float = 600.0, attempts: int = _ATTEMPTS
+    ) -> None:
         self._limit = limit
+        self._attempts = attempts
         self._idle_s = idle_s
         self._grace_s = grace_s
         # By last use, oldest first.
@@ -116,7 +123,7 @@ class ChannelPool:
         """The channel to host:port. To be asked for again for each call, not kept."""
         now = time.monotonic()
         known = self._channels.pop(target, None)
-        channel = known[0] if known else open_channel(target)
+        channel = known[0] if known else open_channel(target, attempts=self._attempts)
         self._channels[target] = (channel, now)
         self._evict(now)
         return channel

@@ -1,5 +1,7 @@
 """What happens when an attempt fails: try another worker, or tell the caller, and in which words."""
 
+from dataclasses import dataclass
+
 from services.kit.errors import Code, DownstackError, Reason
 from services.router.domain.models import RETRY_AFTER_S
 from services.router.domain.outcome import FinishReason
@@ -25,17 +27,30 @@ _ANOTHER_WORKER_MAY = frozenset(
 )
 
 
-def may_try_another(error: DownstackError, *, attempt: int, output_tokens: int) -> bool:
-    """Whether the request is placed again: only before the first token, and only once."""
-    return attempt < MOST_ATTEMPTS and output_tokens == 0 and error.reason in _ANOTHER_WORKER_MAY
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """An attempt that failed. `delivered` is true once the caller got a frame of it."""
+
+    error: DownstackError
+    attempt: int
+    delivered: bool
+    output_tokens: int
 
 
-def as_told(error: DownstackError, *, attempt: int, output_tokens: int) -> DownstackError:
-    """The error of a worker in the words of the caller: it names no internal cause of the router's own dealings."""
+def may_try_another(failed: Failed) -> bool:
+    """Whether the request is placed again: only before the caller saw anything of it, and only once."""
+    return failed.attempt < MOST_ATTEMPTS and not failed.delivered and failed.error.reason in _ANOTHER_WORKER_MAY
+
+
+def as_told(failed: Failed) -> DownstackError:
+    """The error of a worker in the words of the caller."""
+    error, attempt, output_tokens = failed.error, failed.attempt, failed.output_tokens
+    if error.code == Code.DEADLINE_EXCEEDED:
+        return deadline_passed(Reason.DEADLINE_IN_GENERATION, output_tokens=output_tokens)
     if error.reason not in _ANOTHER_WORKER_MAY:
         return error
     metadata = {**error.metadata, "attempts": str(attempt), "output_tokens": str(output_tokens)}
-    if output_tokens:
+    if failed.delivered:
         return DownstackError(
             Reason.WORKER_LOST_MID_STREAM,
             f"the worker was lost after {output_tokens} tokens",
@@ -48,6 +63,12 @@ def as_told(error: DownstackError, *, attempt: int, output_tokens: int) -> Downs
         metadata=metadata,
         retry_after_s=error.retry_after_s or RETRY_AFTER_S,
     )
+
+
+def deadline_passed(reason: Reason, *, output_tokens: int = 0) -> DownstackError:
+    """The caller's deadline passed: DEADLINE_IN_QUEUE before a worker was found, DEADLINE_IN_GENERATION after."""
+    where = "before a worker was found" if reason == Reason.DEADLINE_IN_QUEUE else f"after {output_tokens} tokens"
+    return DownstackError(reason, f"the deadline passed {where}", metadata={"output_tokens": str(output_tokens)})
 
 
 def finish_reason_of(error: DownstackError) -> FinishReason:

@@ -10,6 +10,9 @@ ID_BYTES = 128
 KIND_BYTES = 64
 CONVERSATION_BYTES = 128
 ATTRIBUTES_BYTES = 8 * 1024
+# The years 1 to 9999, as google.protobuf.Timestamp has them.
+EARLIEST_NS = -62_135_596_800 * 10**9
+LATEST_NS = 253_402_300_800 * 10**9 - 1
 
 
 def validate_events(events: Sequence[CallerEvent]) -> None:
@@ -33,3 +36,5 @@ def _check(where: str, event: CallerEvent, found: Findings) -> None:
     found.bytes_at_most(f"{where}.conversation_id", event.conversation_id, most=CONVERSATION_BYTES)
     if len(event.attributes) > ATTRIBUTES_BYTES:
         found.add(f"{where}.attributes", f"must be at most {ATTRIBUTES_BYTES} bytes, is {len(event.attributes)}")
+    if event.caller_time_ns is not None and not EARLIEST_NS <= event.caller_time_ns <= LATEST_NS:
+        found.add(f"{where}.occurred_at", "must be between the years 1 and 9999")

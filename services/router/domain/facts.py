@@ -69,3 +69,11 @@ class CallerEvent:
 
 
 Fact = Admitted | Refused | RequestFinished | Administered | CallerEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One fact and what it is about."""
+
+    subject: Subject
+    fact: Fact

@@ -1,0 +1,1 @@
+"""Everything of the router that touches the world."""
