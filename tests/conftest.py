@@ -4,15 +4,17 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from downstack.local.kafka import LocalKafka
 from downstack.local.postgres import DatabaseAddress, LocalPostgres
 from services.kit.pg.migrate import migrate
 
 # Short, and outside pytest's own folders, which are closed to the user that PostgreSQL runs as.
 _PREFIX = "dst-"
+KAFKA_JARS = Path(__file__).resolve().parents[1] / ".tools" / "kafka" / "libs"
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +32,15 @@ def postgres(short_tmp: Path) -> Iterator[LocalPostgres]:
     server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def kafka(short_tmp: Path) -> Iterator[LocalKafka]:
+    """One Kafka broker for the session, without topics."""
+    broker = LocalKafka(short_tmp / "kafka", jars_dir=KAFKA_JARS)
+    broker.start(timeout_s=100)
+    yield broker
+    broker.stop()
 
 
 @pytest.fixture(scope="module")

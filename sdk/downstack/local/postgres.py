@@ -191,7 +191,9 @@ class LocalPostgres:
         fresh.rename(self._pgdata)
 
     def _launch(self, timeout_s: float) -> None:
-        (self._pgdata / "postmaster.pid").unlink(missing_ok=True)  # nobody runs here: it is a killed server's
+        # Nobody runs here, so these are a killed server's; their pids may be anybody's by now.
+        for stale in (self._pgdata / "postmaster.pid", *self._socket_dir.glob(".s.PGSQL.*")):
+            stale.unlink(missing_ok=True)
         port = (self._port or free_port()) if self._port is not None else _PORT
         settings = {
             **self._settings,

@@ -176,4 +176,4 @@ def _rfc3339(seconds: float) -> str:
 
 
 def _seconds(moment: Timestamp) -> float:
-    return moment.ToNanoseconds() / 1e9
+    return moment.seconds + moment.nanos / 1e9
