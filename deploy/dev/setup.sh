@@ -39,7 +39,7 @@ preflight() {
     java_17 || die "Java 17 is missing, and the Kafka broker runs on it: install it (Debian: apt-get install openjdk-17-jre-headless)."
     kafka_done || have mvn || die "Maven is missing, and it fetches the Kafka broker: install it (Debian: apt-get install maven)."
     if [ "$TOOLS" = 1 ] && ! tools_done && ! have go; then
-        die "Go is missing, and it builds ghz, grpcurl and grpc_health_probe: install Go 1.24 or newer, or do without them by TOOLS=0."
+        die "Go is missing, and it builds ghz, grpcurl and grpc_health_probe: install Go 1.26 or newer, or do without them by TOOLS=0."
     fi
 }
 
