@@ -1,5 +1,7 @@
 """Real servers for all tests: one PostgreSQL and one Kafka broker per session, a fresh database or topic per need."""
 
+import importlib.util
+import os
 import re
 import shutil
 import tempfile
@@ -10,11 +12,25 @@ from pathlib import Path
 import pytest
 from downstack.local.kafka import LocalKafka
 from downstack.local.postgres import DatabaseAddress, LocalPostgres
+
 from services.kit.pg.migrate import migrate
 
 # Short, and outside pytest's own folders, which are closed to the user that PostgreSQL runs as.
 _PREFIX = "dst-"
 KAFKA_JARS = Path(__file__).resolve().parents[1] / ".tools" / "kafka" / "libs"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests of the real engine where it is not installed or not wanted."""
+    if os.environ.get("DOWNSTACK_TEST_ENGINE") == "sim":
+        reason = "ENGINE=sim leaves out the tests of the real engine"
+    elif importlib.util.find_spec("vllm") is None:
+        reason = "vLLM is not installed: run `make setup` with ENGINE=vllm"
+    else:
+        return
+    for item in items:
+        if item.get_closest_marker("vllm"):
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")
