@@ -1,6 +1,7 @@
 """The command `demo`: the whole system at work, and a check of each thing that it shows."""
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -45,7 +46,7 @@ def _run(config: LocalConfig, folder: DataFolder, docs: Path, *, json: bool) -> 
     out = console()
     out.quiet = json
     out.print(f"Starting everything with the {config.engine} engine, in {folder.path} …", markup=False)
-    with view_for(out, json=json) as view:
+    with closing(view_for(out, json=json)) as view:
         control.start_detached(config, on_change=view.show)
     state = folder.running()
     checks = [Check(name="everything started", ok=True, detail=f"ready after {state.ready_s:.1f} s")]

@@ -2,40 +2,35 @@
 
 import time
 from collections.abc import Callable
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.table import Column
 
 from downstack.local.state import PartState, PartStatus, Phase, RunState
 
 _BAR_WIDTH = 24
+_NAME_WIDTH = 12
 
 
 class View(Protocol):
-    """Shows a run's states; use it in a `with`."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    """Shows a run's states."""
 
     def show(self, state: RunState) -> None:
         """Take in the newest state."""
+
+    def close(self) -> None:
+        """Leave what was shown as it is. Harmless when repeated."""
 
 
 class Silence:
     """Shows nothing."""
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def show(self, state: RunState) -> None:
         pass
 
-    def show(self, state: RunState) -> None:
+    def close(self) -> None:
         pass
 
 
@@ -46,10 +41,7 @@ class Lines:
         self._write = write
         self._shown: dict[str, PartState] = {}
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         pass
 
     def show(self, state: RunState) -> None:
@@ -65,22 +57,19 @@ class Bars:
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
             SpinnerColumn(finished_text=" "),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", table_column=Column(no_wrap=True, min_width=_NAME_WIDTH)),
             BarColumn(bar_width=_BAR_WIDTH),
-            TextColumn("{task.fields[words]}", markup=False),
+            TextColumn("{task.fields[words]}", markup=False, table_column=Column(overflow="ellipsis", no_wrap=True)),
             console=console,
         )
         self._bars: dict[str, TaskID] = {}
         self._began = time.monotonic()
 
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._progress.stop()
 
     def show(self, state: RunState) -> None:
+        self._progress.start()
         for name, part in state.parts.items():
             bar = self._bar(name)
             # A bar without a total moves: nobody knows how long a start takes.

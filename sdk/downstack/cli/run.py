@@ -1,5 +1,6 @@
 """The commands `up` and `down`."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -34,13 +35,12 @@ def up(
         port=port,
     )
     folder = DataFolder(config.data_dir)
-    with view_for(console(), json=json) as view:
-        if detach:
-            control.start_detached(config, on_change=view.show)
-            view.__exit__(None, None, None)
-            _announce(folder, folder.running(), json=json)
-        else:
+    with closing(view_for(console(), json=json)) as view:
+        if not detach:
             control.run_here(config, on_change=_Attached(folder, view, json=json).show)
+            return
+        control.start_detached(config, on_change=view.show)
+    _announce(folder, folder.running(), json=json)
 
 
 class _Attached:
@@ -55,7 +55,7 @@ class _Attached:
     def show(self, state: RunState) -> None:
         last, self._last = self._last, state
         if state.phase is Phase.READY and last.phase is Phase.STARTING:
-            self._view.__exit__(None, None, None)
+            self._view.close()
             _announce(self._folder, state, json=self._json)
         elif state.phase in {Phase.STARTING, Phase.FAILED}:
             self._view.show(state)

@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -16,11 +16,12 @@ from downstack.local.layout import LocalError
 from downstack.local.parts import Part
 from downstack.local.process import cut_log
 from downstack.local.restarts import Backoff
-from downstack.local.state import PartState, Phase, RunState
+from downstack.local.state import PartState, PartStatus, Phase, RunState
 from downstack.local.watchdog import Watchdog
 
 _LOG = logging.getLogger(__name__)
 _HOUSEKEEPING_S = 5.0
+_KILL_S = 2.0  # beyond a service's own drain, before it is killed
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -63,13 +64,10 @@ class Supervisor:
         self._folder = folder
         self._plan = plan
         self._on_change = on_change
-        self._state = replace(plan.state(), pid=os.getpid(), started_at=time.time())
-        self._done = {name: asyncio.Event() for name in self._names()}
+        self._state = replace(plan.state(), pid=os.getpid(), started_at=time.time(), parts=_waiting(plan))
+        self._done = {name: asyncio.Event() for name in self._state.parts}
         self._stop = asyncio.Event()
         self._watchdog = Watchdog()
-
-    def _names(self) -> list[str]:
-        return [kept.part.name for kept in self._plan.kept] + [step.name for step in self._plan.steps]
 
     def stop(self) -> None:
         """Ask `run` to end."""
@@ -106,12 +104,11 @@ class Supervisor:
             await self._wait_for(self._done)
             self._set(phase=Phase.READY, ready_s=time.time() - self._state.started_at)
 
-    async def _wait_for(self, names: Sequence[str] | frozenset[str] | dict[str, asyncio.Event]) -> None:
+    async def _wait_for(self, names: Iterable[str]) -> None:
         for name in names:
             await self._done[name].wait()
 
     async def _do(self, step: Step) -> None:
-        self._set_part(step.name, state=PartState.WAITING)
         await self._wait_for(step.after)
         began = time.monotonic()
         self._set_part(step.name, state=PartState.STARTING)
@@ -120,9 +117,6 @@ class Supervisor:
 
     async def _keep(self, kept: Kept) -> None:
         part, backoff = kept.part, Backoff()
-        self._set_part(
-            part.name, state=PartState.WAITING, address=part.address, metrics=part.metrics, log=str(part.log)
-        )
         await self._wait_for(kept.after)
         while True:
             began = time.monotonic()
@@ -180,9 +174,10 @@ class Supervisor:
 
     async def _stop_part(self, part: Part) -> None:
         group = part.pid
-        await part.stop(budget_s=self._config.drain_s + 2)
-        if group:
-            self._watchdog.ended(group)
+        await part.stop(budget_s=self._config.drain_s + _KILL_S)
+        if not group:
+            return
+        self._watchdog.ended(group)
         if self._state.parts[part.name].state is not PartState.FAILED:
             self._set_part(part.name, state=PartState.STOPPED, pid=0)
 
@@ -196,6 +191,12 @@ class Supervisor:
         self._state = state
         self._folder.save_state(state)
         self._on_change(state)
+
+
+def _waiting(plan: Plan) -> dict[str, PartStatus]:
+    parts = [kept.part for kept in plan.kept]
+    statuses = {p.name: PartStatus(address=p.address, metrics=p.metrics, log=str(p.log)) for p in parts}
+    return statuses | {step.name: PartStatus() for step in plan.steps}
 
 
 @contextmanager
