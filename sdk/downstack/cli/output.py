@@ -68,7 +68,8 @@ def money(cost: usage_pb2.Cost | None) -> str:
     """An amount with its currency, exact to the nano unit."""
     if cost is None or not cost.currency:
         return "free" if cost is None else "0"
-    amount = f"{cost.nano_units / 1e9:.9f}".rstrip("0").rstrip(".")
+    units, nano = divmod(cost.nano_units, 10**9)
+    amount = f"{units}.{nano:09d}".rstrip("0").rstrip(".")
     return f"{amount} {cost.currency}"
 
 
