@@ -187,7 +187,7 @@ class BlockIndex:
 
     def memory_bytes(self) -> int:
         """An estimate of the memory taken, predictions included."""
-        sets = sum(sys.getsizeof(part.blocks) for part in self._parts.values())
+        sets = sum(sys.getsizeof(part.blocks) for part in list(self._parts.values()))
         return (
             sys.getsizeof(self._owners) + 2 * _INT_BYTES * len(self._owners) + sets + self._predictions.memory_bytes()
         )

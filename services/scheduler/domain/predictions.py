@@ -72,7 +72,7 @@ class Predictions:
         self._until.pop(bit, None)
 
     def memory_bytes(self) -> int:
-        tables = sum(sys.getsizeof(believed) for believed in self._until.values())
+        tables = sum(sys.getsizeof(believed) for believed in list(self._until.values()))
         return sys.getsizeof(self._owners) + tables + sys.getsizeof(self._batches)
 
     def validate(self) -> None:

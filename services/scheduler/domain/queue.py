@@ -101,7 +101,7 @@ class Queue:
     def counts(self) -> dict[Priority, int]:
         """Waiting requests by class."""
         counts = dict.fromkeys(Priority, 0)
-        for entry in self._by_call.values():
+        for entry in list(self._by_call.values()):  # read by the metrics' thread
             counts[entry.request.priority] += 1
         return counts
 

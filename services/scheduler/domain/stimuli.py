@@ -57,12 +57,20 @@ class WorkerGone:
 
 
 @dataclass(frozen=True, slots=True)
+class Leaving:
+    """The worker takes no more leases, and leaves when the running ones end."""
+
+
+Report = Load | Delta | SnapshotPart | tuple[LeaseState, ...] | Leaving
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerReported:
-    """A connected worker said something; a Draining is None."""
+    """A connected worker said something."""
 
     connection: int
     worker_id: str
-    report: Load | Delta | SnapshotPart | tuple[LeaseState, ...] | None
+    report: Report
 
 
 @dataclass(frozen=True, slots=True)

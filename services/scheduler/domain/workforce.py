@@ -21,7 +21,8 @@ from services.scheduler.domain.lease import Lease, LeasePhase, LeaseState
 from services.scheduler.domain.leases import Report
 from services.scheduler.domain.limits import Limits
 from services.scheduler.domain.placement import View
-from services.scheduler.domain.stimuli import WorkerHello
+from services.scheduler.domain.stimuli import Leaving, WorkerHello
+from services.scheduler.domain.stimuli import Report as Said
 from services.scheduler.domain.worker import DEFAULT_RATES, Load, Worker, WorkerPhase
 
 MAX_ID_BYTES = 256
@@ -121,9 +122,7 @@ class Workforce:
             self._book.orphan(lease, now=now)
         return [_step(worker, now)]
 
-    def reported(
-        self, worker: Worker, report: Load | Delta | SnapshotPart | tuple[LeaseState, ...] | None, now: float
-    ) -> list[Instruction]:
+    def reported(self, worker: Worker, report: Said, now: float) -> list[Instruction]:
         """A connected worker said something."""
         found: list[Instruction] = []
         before = worker.phase
@@ -136,7 +135,7 @@ class Workforce:
             case SnapshotPart():
                 if self._index.apply_snapshot(worker.worker_id, report):
                     self._ask_resync(worker, now, found)
-            case None:
+            case Leaving():
                 worker.draining = True
                 self._fleet.touch()
             case _:

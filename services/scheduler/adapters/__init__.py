@@ -1,0 +1,1 @@
+"""What touches the world: gRPC, Kafka, PostgreSQL, and the fakes beside them."""

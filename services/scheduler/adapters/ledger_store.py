@@ -1,0 +1,210 @@
+"""The ledger's tables on PostgreSQL. Every transaction is one tenant's: row-level security sees to the rest."""
+
+import datetime as dt
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from services.kit.identity import Identity
+from services.kit.pg.pool import Database
+from services.scheduler.domain.lease import Usage
+from services.scheduler.domain.ledger import (
+    DecisionEntry,
+    Grouping,
+    Page,
+    Times,
+    UsageEntry,
+    UsageFilter,
+    UsageTotal,
+)
+
+# How a row's columns are filled, in their order.
+_COLUMNS: Mapping[str, Any] = {
+    "lease_id": lambda e: e.lease_id,
+    "request_id": lambda e: e.request_id,
+    "attempt": lambda e: e.attempt,
+    "key_id": lambda e: e.key_id,
+    "model": lambda e: e.model,
+    "requested_model": lambda e: e.requested_model,
+    "worker_id": lambda e: e.worker_id,
+    "worker_epoch": lambda e: e.worker_epoch,
+    "engine": lambda e: e.engine,
+    "input_tokens": lambda e: e.usage.input_total,
+    "cached_tokens": lambda e: e.usage.input_cached,
+    "output_tokens": lambda e: e.usage.output_total,
+    "reasoning_tokens": lambda e: e.usage.reasoning,
+    "retrieved_tokens": lambda e: e.usage.retrieved_context,
+    "delivered_tokens": lambda e: e.usage.output_delivered,
+    "predicted_cached_tokens": lambda e: e.predicted_cached_tokens,
+    "cost_nano": lambda e: e.cost_nano,
+    "currency": lambda e: e.currency,
+    "price_version": lambda e: e.price_version,
+    "finish": lambda e: e.finish,
+    "source": lambda e: e.source,
+    "queue_ms": lambda e: e.times.queue_ms,
+    "engine_queue_ms": lambda e: e.times.engine_queue_ms,
+    "prefill_ms": lambda e: e.times.prefill_ms,
+    "ttft_ms": lambda e: e.times.ttft_ms,
+    "tpot_ms": lambda e: e.times.tpot_ms,
+    "total_ms": lambda e: e.times.total_ms,
+    "prepare_ms": lambda e: e.times.prepare_ms,
+    "gpu_seconds": lambda e: e.gpu_seconds,
+    "granted_at": lambda e: _moment(e.granted_at),
+    "started_at": lambda e: _moment(e.started_at),
+    "finished_at": lambda e: _moment(e.finished_at),
+    "labels": lambda e: json.dumps(dict(e.labels)),
+}
+_NAMES = ", ".join(_COLUMNS)
+# The first record of a lease stays; see the migration for corrections.
+_ADD_USAGE = f"""
+INSERT INTO ledger.usage (tenant_id, {_NAMES})
+VALUES ($1, {", ".join(f"${place}" for place in range(2, len(_COLUMNS) + 2))})
+ON CONFLICT (lease_id) DO NOTHING RETURNING 1
+"""  # noqa: S608  names of columns
+_ADD_DECISION = """
+INSERT INTO ledger.decisions (tenant_id, request_id, attempt, lease_id, decided_at, decision)
+VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING RETURNING 1
+"""
+_DECISIONS = """
+SELECT request_id, attempt, lease_id, decided_at, decision FROM ledger.decisions
+ WHERE tenant_id = $1 AND request_id = $2 ORDER BY attempt, decided_at LIMIT 1000
+"""
+_WHERE = """
+ WHERE tenant_id = $1
+   AND ($2::timestamptz IS NULL OR finished_at >= $2) AND ($3::timestamptz IS NULL OR finished_at < $3)
+   AND ($4::text IS NULL OR model = $4) AND ($5::text IS NULL OR key_id = $5)
+   AND ($6::text IS NULL OR request_id = $6)
+"""
+_PAGE = f"""
+SELECT {_NAMES} FROM ledger.usage {_WHERE}
+   AND ($7::timestamptz IS NULL OR (finished_at, lease_id) < ($7, $8))
+ ORDER BY finished_at DESC, lease_id DESC LIMIT $9
+"""  # noqa: S608  names of columns
+_GROUPS = {
+    Grouping.NOTHING: "''",
+    Grouping.MODEL: "model",
+    Grouping.KEY: "key_id",
+    Grouping.DAY: "to_char(finished_at AT TIME ZONE 'UTC', 'YYYY-MM-DD')",
+    Grouping.WORKER: "worker_id",
+}
+_TOTALS = {
+    grouping: f"""
+SELECT {group} AS name, currency, count(DISTINCT request_id) AS requests, count(*) AS rows,
+       coalesce(sum(input_tokens), 0) AS input_tokens, coalesce(sum(cached_tokens), 0) AS cached_tokens,
+       coalesce(sum(output_tokens), 0) AS output_tokens, sum(cost_nano) AS cost_nano
+  FROM ledger.usage {_WHERE} GROUP BY 1, 2
+"""  # noqa: S608  expressions from above
+    for grouping, group in _GROUPS.items()
+}
+
+
+class PostgresLedger:
+    """The ledger in the database that the service's role reaches."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    async def add_usage(self, tenant_id: str, entries: Sequence[UsageEntry]) -> int:
+        rows = [(tenant_id, *(column(entry) for column in _COLUMNS.values())) for entry in entries]
+        return await self._add(tenant_id, _ADD_USAGE, rows)
+
+    async def add_decisions(self, tenant_id: str, entries: Sequence[DecisionEntry]) -> int:
+        rows = [(tenant_id, e.request_id, e.attempt, e.lease_id, _moment(e.decided_at), e.payload) for e in entries]
+        return await self._add(tenant_id, _ADD_DECISION, rows)
+
+    async def _add(self, tenant_id: str, statement: str, rows: Sequence[tuple[Any, ...]]) -> int:
+        async with self._db.transaction(_acting_for(tenant_id)) as connection:
+            return len(await connection.fetchmany(statement, rows))
+
+    async def totals(self, tenant_id: str, chosen: UsageFilter, *, by: Grouping) -> list[UsageTotal]:
+        async with self._db.transaction(_acting_for(tenant_id)) as connection:
+            rows = await connection.fetch(_TOTALS[by], *_conditions(tenant_id, chosen))
+        totals = [
+            UsageTotal(
+                group=row["name"],
+                requests=row["requests"],
+                rows=row["rows"],
+                input_tokens=int(row["input_tokens"]),
+                cached_tokens=int(row["cached_tokens"]),
+                output_tokens=int(row["output_tokens"]),
+                cost_nano=int(row["cost_nano"]),
+                currency=row["currency"],
+            )
+            for row in rows
+        ]
+        return sorted(totals, key=lambda total: (total.group, total.currency))
+
+    async def usage(self, tenant_id: str, chosen: UsageFilter, *, limit: int, after: tuple[float, str] | None) -> Page:
+        position = (_moment(after[0]), after[1]) if after is not None else (None, None)
+        async with self._db.transaction(_acting_for(tenant_id)) as connection:
+            rows = await connection.fetch(_PAGE, *_conditions(tenant_id, chosen), *position, limit + 1)
+        return Page([_entry_of(row) for row in rows[:limit]], more=len(rows) > limit)
+
+    async def decisions(self, tenant_id: str, request_id: str) -> list[DecisionEntry]:
+        async with self._db.transaction(_acting_for(tenant_id)) as connection:
+            rows = await connection.fetch(_DECISIONS, tenant_id, request_id)
+        return [
+            DecisionEntry(
+                request_id=row["request_id"],
+                attempt=row["attempt"],
+                lease_id=row["lease_id"],
+                decided_at=row["decided_at"].timestamp(),
+                payload=row["decision"],
+            )
+            for row in rows
+        ]
+
+
+def _acting_for(tenant_id: str) -> Identity:
+    """The consumer acts for the tenant whose rows it adds, as a reader acts for its own: nobody sees two tenants."""
+    return Identity(tenant_id=tenant_id, principal="service:scheduler", groups=(), scopes=frozenset(), key_id="")
+
+
+def _conditions(tenant_id: str, chosen: UsageFilter) -> tuple[Any, ...]:
+    return (
+        tenant_id,
+        _moment(chosen.since),
+        _moment(chosen.until),
+        chosen.model,
+        chosen.key_id,
+        chosen.request_id,
+    )
+
+
+def _moment(seconds: float | None) -> dt.datetime | None:
+    return None if seconds is None else dt.datetime.fromtimestamp(seconds, dt.UTC)
+
+
+def _entry_of(row: Mapping[str, Any]) -> UsageEntry:
+    started_at = row["started_at"]
+    return UsageEntry(
+        lease_id=row["lease_id"],
+        request_id=row["request_id"],
+        attempt=row["attempt"],
+        key_id=row["key_id"],
+        model=row["model"],
+        requested_model=row["requested_model"],
+        worker_id=row["worker_id"],
+        worker_epoch=row["worker_epoch"],
+        engine=row["engine"],
+        usage=Usage(
+            input_total=row["input_tokens"],
+            input_cached=row["cached_tokens"],
+            output_total=row["output_tokens"],
+            reasoning=row["reasoning_tokens"],
+            retrieved_context=row["retrieved_tokens"],
+            output_delivered=row["delivered_tokens"],
+        ),
+        cost_nano=row["cost_nano"],
+        currency=row["currency"],
+        price_version=row["price_version"],
+        finish=row["finish"],
+        source=row["source"],
+        times=Times(**{name: row[name] for name in Times.__dataclass_fields__}),
+        gpu_seconds=row["gpu_seconds"],
+        predicted_cached_tokens=row["predicted_cached_tokens"],
+        granted_at=row["granted_at"].timestamp(),
+        started_at=None if started_at is None else started_at.timestamp(),
+        finished_at=row["finished_at"].timestamp(),
+        labels=json.loads(row["labels"]),
+    )

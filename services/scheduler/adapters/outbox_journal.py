@@ -1,0 +1,82 @@
+"""The journal on the outbox: facts become events on Kafka."""
+
+from downstack.events.v1.events_pb2 import AuditRecorded, UsageRecorded, WorkerChanged
+from downstack.types.v1.usage_pb2 import FinishReason, Timings, UsageSource
+
+from services.kit.errors import DownstackError
+from services.kit.events.event import audit_event, usage_event, worker_event
+from services.kit.events.outbox import Outbox
+from services.kit.identity import current_identity
+from services.kit.pricing import cost_of
+from services.scheduler.adapters.timeline import Timeline
+from services.scheduler.adapters.writing import PHASES, decision_message, grant_message, spec_message, usage_message
+from services.scheduler.domain.decision import Decision
+from services.scheduler.domain.instructions import RecordUsage, RecordWorker
+from services.scheduler.domain.lease import Ending, Usage
+from services.scheduler.domain.prices import PriceList
+from services.scheduler.domain.request import Request
+
+_NOTHING_USED = Usage(input_total=0, input_cached=0, output_total=0)
+
+
+class OutboxJournal:
+    """Appends to the outbox; what it returns from is durable."""
+
+    def __init__(self, outbox: Outbox, *, scheduler_id: str, prices: PriceList, timeline: Timeline) -> None:
+        self._outbox = outbox
+        self._scheduler_id = scheduler_id
+        self._source = f"downstack/scheduler/{scheduler_id}"
+        self._prices = prices
+        self._timeline = timeline
+
+    def check_open(self) -> None:
+        self._outbox.check_open()
+
+    async def decided(self, decision: Decision, request: Request) -> None:
+        record = AuditRecorded(
+            tenant_id=decision.tenant_id,
+            request_id=decision.request_id,
+            conversation_id=request.conversation_id,
+            principal=_principal(),
+            key_id=request.key_id,
+            occurred_at=self._timeline.stamp(decision.decided_at),
+            decided=decision_message(decision, scheduler_id=self._scheduler_id, prices=self._prices),
+        )
+        event = audit_event(record, source=self._source, kind="decided", id_parts=[decision.lease_id])
+        await self._outbox.append(event)
+
+    async def closed(self, record: RecordUsage) -> None:
+        """Write what the scheduler knows of a lease that its worker will not account for.
+
+        The event has the id that the worker's own record would have, so the ledger takes one of the two.
+        """
+        lease, unused = record.lease, record.ending is Ending.UNUSED
+        grant = grant_message(lease.grant, timeline=self._timeline)
+        usage = usage_message(_NOTHING_USED if unused else lease.usage or Usage())
+        message = UsageRecorded(
+            grant=grant,
+            usage=usage,
+            cost=cost_of(grant.price, usage),
+            finish_reason=FinishReason.FINISH_REASON_UNUSED if unused else FinishReason.FINISH_REASON_ERROR,
+            source=UsageSource.USAGE_SOURCE_LAST_REPORT,
+            timings=Timings(queue_ms=lease.grant.queue_ms),
+            finished_at=self._timeline.stamp(record.at),
+        )
+        await self._outbox.append(usage_event(message, source=self._source))
+
+    async def worker_changed(self, record: RecordWorker) -> None:
+        message = WorkerChanged(
+            worker_id=record.worker_id,
+            epoch=record.epoch,
+            phase=PHASES[record.phase],
+            spec=spec_message(record.spec),
+            occurred_at=self._timeline.stamp(record.at),
+        )
+        await self._outbox.append(worker_event(message, source=self._source))
+
+
+def _principal() -> str:
+    try:
+        return current_identity().principal
+    except DownstackError:
+        return ""

@@ -1,0 +1,197 @@
+"""From what the brain knows to protobuf messages."""
+
+from downstack.scheduler.v1 import scheduler_pb2 as pb
+from downstack.types.v1.decision_pb2 import Candidate as CandidateMessage
+from downstack.types.v1.decision_pb2 import Decision as DecisionMessage
+from downstack.types.v1.usage_pb2 import Cost, TokenUsage
+from downstack.types.v1.usage_pb2 import Price as PriceMessage
+from google.protobuf.duration_pb2 import Duration
+
+from services.scheduler.adapters.timeline import Timeline
+from services.scheduler.domain.brain import Brain
+from services.scheduler.domain.decision import Considered, Decision
+from services.scheduler.domain.instructions import Accept, Acknowledge, AskDrain, AskResync, Cancel, Close, ToWorker
+from services.scheduler.domain.lease import Grant, Usage
+from services.scheduler.domain.prices import PriceList
+from services.scheduler.domain.request import Price
+from services.scheduler.domain.worker import Load, Rates, Worker, WorkerPhase, WorkerSpec
+
+PHASES = {
+    WorkerPhase.READY: pb.WORKER_PHASE_READY,
+    WorkerPhase.UNHEALTHY: pb.WORKER_PHASE_UNHEALTHY,
+    WorkerPhase.DRAINING: pb.WORKER_PHASE_DRAINING,
+    WorkerPhase.LOST: pb.WORKER_PHASE_LOST,
+}
+
+
+def usage_message(usage: Usage) -> TokenUsage:
+    return TokenUsage(
+        input_total=usage.input_total,
+        input_cached=usage.input_cached,
+        output_total=usage.output_total,
+        reasoning=usage.reasoning,
+        retrieved_context=usage.retrieved_context,
+        output_delivered=usage.output_delivered,
+    )
+
+
+def price_message(price: Price) -> PriceMessage:
+    return PriceMessage(
+        version=price.version,
+        currency=price.currency,
+        input_nano=price.input_nano,
+        cached_nano=price.cached_nano,
+        output_nano=price.output_nano,
+    )
+
+
+def grant_message(grant: Grant, *, timeline: Timeline) -> pb.LeaseGrant:
+    """The grant as ticket and records carry it."""
+    return pb.LeaseGrant(
+        lease_id=grant.lease_id,
+        request_id=grant.request_id,
+        attempt=grant.attempt,
+        tenant_id=grant.tenant_id,
+        key_id=grant.key_id,
+        worker_id=grant.worker_id,
+        worker_epoch=grant.worker_epoch,
+        model=grant.model,
+        adapter=grant.adapter,
+        cache_salt=grant.cache_salt,
+        prompt_tokens=grant.prompt_tokens,
+        max_output_tokens=grant.max_output_tokens,
+        priority=grant.priority.value,  # type: ignore[arg-type]  # the numbers are the contract's
+        conversation_id=grant.conversation_id,
+        labels=grant.labels,
+        price=price_message(grant.price),
+        granted_at=timeline.stamp(grant.granted_at),
+        expires_at=timeline.stamp(grant.expires_at),
+        queue_ms=grant.queue_ms,
+        predicted_cached_tokens=grant.predicted_cached_tokens,
+        retrieved_tokens=grant.retrieved_tokens,
+        requested_model=grant.requested_model,
+    )
+
+
+def decision_message(decision: Decision, *, scheduler_id: str, prices: PriceList) -> DecisionMessage:
+    return DecisionMessage(
+        request_id=decision.request_id,
+        attempt=decision.attempt,
+        lease_id=decision.lease_id,
+        model=decision.model,
+        worker_id=decision.worker_id,
+        policy=decision.policy,
+        reason=decision.reason,
+        candidates=[_candidate_message(each, prices.of(each.model)) for each in decision.candidates],
+        prompt_tokens=decision.prompt_tokens,
+        predicted_cached_tokens=decision.predicted_cached_tokens,
+        queue_ms=decision.queue_ms,
+        scheduler_id=scheduler_id,
+    )
+
+
+def _candidate_message(considered: Considered, price: Price) -> CandidateMessage:
+    return CandidateMessage(
+        worker_id=considered.worker_id,
+        model=considered.model,
+        cached_tokens=considered.cached_tokens,
+        ttft_ms=considered.ttft_ms,
+        total_ms=considered.total_ms,
+        cost=Cost(nano_units=considered.charge_nano, currency=price.currency, price_version=price.version),
+        score=considered.score,
+        filtered_by=considered.filtered_by,
+        running_requests=considered.running_requests,
+    )
+
+
+def order_message(order: ToWorker, *, scheduler_id: str, report_interval_s: float) -> pb.ConnectResponse:
+    """What is sent to a worker."""
+    match order:
+        case Accept():
+            interval = Duration()
+            interval.FromMilliseconds(round(1000 * report_interval_s))
+            return pb.ConnectResponse(welcome=pb.Welcome(scheduler_id=scheduler_id, report_interval=interval))
+        case AskResync():
+            return pb.ConnectResponse(resync=pb.Resync())
+        case AskDrain():
+            return pb.ConnectResponse(drain=pb.DrainWorker())
+        case Cancel(_, lease_ids):
+            return pb.ConnectResponse(cancel=pb.CancelLeases(lease_ids=lease_ids))
+        case Acknowledge(_, lease_ids):
+            return pb.ConnectResponse(acknowledge=pb.AcknowledgeLeases(lease_ids=lease_ids))
+        case Close(_, error):
+            raise error
+
+
+def fleet_message(brain: Brain, *, scheduler_id: str) -> pb.Fleet:
+    """The fleet as it is now."""
+    workers = sorted(brain.fleet, key=lambda worker: worker.worker_id)
+    return pb.Fleet(
+        scheduler_id=scheduler_id,
+        workers=[_worker_message(worker, brain) for worker in workers],
+        queued=len(brain.queue),
+        models=[
+            pb.FleetModel(
+                name=model,
+                price=price_message(brain.prices.of(model)),
+                ready_workers=sum(worker.ready for worker in brain.fleet.serving(model)),
+            )
+            for model in brain.fleet.models()
+        ],
+    )
+
+
+def _worker_message(worker: Worker, brain: Brain) -> pb.Worker:
+    return pb.Worker(
+        worker_id=worker.worker_id,
+        epoch=worker.epoch,
+        endpoint=worker.endpoint,
+        spec=spec_message(worker.spec),
+        phase=PHASES[worker.phase],
+        load=_load_message(worker.load, worker.rates),
+        leases=brain.book.count_of(worker.worker_id),
+        indexed_blocks=brain.index.blocks_of(worker.worker_id),
+        index_trusted=brain.index.trusted(worker.worker_id),
+        kv_sequence=brain.index.position(worker.worker_id)[1],
+    )
+
+
+def spec_message(spec: WorkerSpec) -> pb.WorkerSpec:
+    return pb.WorkerSpec(
+        model=spec.model,
+        tokenizer_revision=spec.tokenizer_revision,
+        context_tokens=spec.context_tokens,
+        block_size=spec.block_size,
+        kv_blocks=spec.kv_blocks,
+        max_num_seqs=spec.max_num_seqs,
+        max_num_batched_tokens=spec.max_num_batched_tokens,
+        engine=spec.engine,
+        engine_version=spec.engine_version,
+        device_kind=spec.device_kind,
+        price_per_hour_nano=spec.price_per_hour_nano,
+        rates=_rates_message(spec.rates),
+        kv_events=spec.kv_events,
+    )
+
+
+def _rates_message(rates: Rates) -> pb.Rates:
+    return pb.Rates(
+        prefill_base_ms=rates.prefill_base_ms,
+        prefill_ms_per_token=rates.prefill_ms_per_token,
+        decode_base_ms=rates.decode_base_ms,
+        decode_ms_per_request=rates.decode_ms_per_request,
+    )
+
+
+def _load_message(load: Load, rates: Rates) -> pb.LoadReport:
+    return pb.LoadReport(
+        running_requests=load.running_requests,
+        waiting_requests=load.waiting_requests,
+        kv_usage=load.kv_usage,
+        steps=load.steps,
+        generated_tokens=load.generated_tokens,
+        serving=load.serving,
+        rates=_rates_message(rates),
+        prefix_queries=load.prefix_queries,
+        prefix_hits=load.prefix_hits,
+    )

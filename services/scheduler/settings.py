@@ -1,0 +1,127 @@
+"""The scheduler's settings."""
+
+from collections.abc import Mapping
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_settings import SettingsConfigDict
+
+from services.kit.settings import AccountSettings, EventSettings, PostgresSettings, ServiceSettings
+from services.scheduler.domain.limits import Limits
+
+_L = Limits()
+
+
+class TokenPrice(BaseModel):
+    """What a token costs, by class, in 1e-9 of the currency's unit."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    input_nano: int = Field(ge=0, le=10**12)
+    cached_nano: int = Field(ge=0, le=10**12)
+    output_nano: int = Field(ge=0, le=10**12)
+
+
+class SchedulerSettings(ServiceSettings, PostgresSettings, EventSettings, AccountSettings):
+    """Environment: DOWNSTACK_SCHEDULER_*."""
+
+    model_config = SettingsConfigDict(env_prefix="DOWNSTACK_SCHEDULER_")
+
+    scheduler_id: str = Field(default="", max_length=64)
+    """Names this scheduler in decisions and events. Empty: a new name at each start."""
+
+    policy: str = "worth"
+    """How a worker is chosen: worth, random, round-robin or least-loaded."""
+
+    value: float = Field(default=1.0, ge=0)
+    """What a perfect answer is worth where the request does not say, in currency units."""
+
+    seed: int | None = None
+    """Seed of the choice between equals. None: different at each start."""
+
+    prices: Mapping[str, TokenPrice] = Field(default_factory=dict)
+    """Prices by model, as JSON: {"MODEL": {"input_nano": 1, "cached_nano": 1, "output_nano": 1}}."""
+
+    default_price: TokenPrice = TokenPrice(input_nano=150, cached_nano=75, output_nano=600)
+    """The price of models that `prices` does not name."""
+
+    price_version: str = Field(default="1", min_length=1, max_length=64)
+    """The version of the price list, kept with every cost."""
+
+    currency: str = Field(default="USD", pattern="^[A-Z]{3}$")
+    """The currency of all prices, ISO 4217."""
+
+    tick_s: float = Field(default=0.1, gt=0, le=1)
+    """Time between two looks at what is due: deadlines, expired tickets, lost workers."""
+
+    max_orders: int = Field(default=1024, ge=16)
+    """Messages that wait for one worker; one that does not read them loses its connection."""
+
+    max_queued: int = Field(default=_L.max_queued, ge=1)
+    """Requests that wait for a placement, all tenants together. More are refused with OVERLOADED."""
+
+    max_queued_per_tenant: int = Field(default=_L.max_queued_per_tenant, ge=1)
+    """Requests of one tenant that wait. More are refused with TENANT_CONCURRENCY."""
+
+    max_workers: int = Field(default=_L.max_workers, ge=1, le=10_000)
+    """Workers known at one time, lost ones included."""
+
+    max_tenants: int = Field(default=_L.max_tenants, ge=1)
+    """Tenants whose service is remembered."""
+
+    max_ended_leases: int = Field(default=_L.max_ended_leases, ge=1)
+    """Ended leases remembered, so that late reports of them are understood."""
+
+    max_predicted_blocks: int = Field(default=_L.max_predicted_blocks, ge=0)
+    """Predicted blocks in the index, all workers together."""
+
+    max_blocks_per_worker: int = Field(default=_L.max_blocks_per_worker, ge=1)
+    """Blocks that one worker may report resident."""
+
+    max_pending_deltas: int = Field(default=_L.max_pending_deltas, ge=1)
+    """Deltas of one worker kept while its snapshot is awaited."""
+
+    max_prompt_tokens: int = Field(default=_L.max_prompt_tokens, ge=1)
+    """Longest prompt that a request may state."""
+
+    look_ahead: int = Field(default=_L.look_ahead, ge=0, le=1024)
+    """Requests that a worker may hold beyond its batch."""
+
+    ageing_s: float = Field(default=_L.ageing_s, gt=0)
+    """Waiting time that lifts a request by one priority class."""
+
+    max_wait_s: float = Field(default=_L.max_wait_s, gt=0)
+    """Longest wait for a placement, whatever the caller's deadline."""
+
+    no_worker_wait_s: float = Field(default=_L.no_worker_wait_s, ge=0)
+    """Wait for a worker of a model that has none, such as one that restarts."""
+
+    ticket_ttl_s: float = Field(default=_L.ticket_ttl_s, gt=0, le=3600)
+    """Time in which a ticket must be used."""
+
+    start_grace_s: float = Field(default=_L.start_grace_s, ge=0)
+    """Time for a worker's report of a ticket used at the last moment."""
+
+    lost_grace_s: float = Field(default=_L.lost_grace_s, ge=0)
+    """Time in which a lost worker may come back to its leases."""
+
+    lease_max_s: float = Field(default=_L.lease_max_s, gt=0)
+    """Longest life of a lease."""
+
+    forget_worker_s: float = Field(default=_L.forget_worker_s, ge=0)
+    """Time after which a lost worker is forgotten."""
+
+    resync_retry_s: float = Field(default=_L.resync_retry_s, gt=0)
+    """Time after which a snapshot that did not come is asked for again."""
+
+    predicted_life_s: float = Field(default=_L.predicted_life_s, ge=0)
+    """Life of a predicted block of a worker that reports its cache."""
+
+    approximate_life_s: float = Field(default=_L.approximate_life_s, ge=0)
+    """Life of a predicted block of a worker that does not report its cache."""
+
+    report_interval_s: float = Field(default=_L.report_interval_s, ge=0.1, le=60)
+    """Time between two load reports of a worker at most."""
+
+    def limits(self) -> Limits:
+        """The bounds that the brain keeps to."""
+        return Limits(**{name: getattr(self, name) for name in Limits.__dataclass_fields__})
