@@ -143,15 +143,15 @@ class LocalPlan:
     def _router_env(self) -> dict[str, str]:
         return {
             **self._account_env(),
-            "scheduler_target": self._at["scheduler"],
-            "retriever_target": self._at["retriever"],
+            "scheduler": self._at["scheduler"],
+            "retriever": self._at["retriever"],
             "models": json.dumps(self._models),
         }
 
     def _worker_env(self, name: str, model: str) -> Callable[[], dict[str, str]]:
         env = {
             "worker_id": name,
-            "scheduler_target": self._at["scheduler"],
+            "scheduler": self._at["scheduler"],
             "engine": str(self._config.engine),
             "model": model,
             "model_path": self._models[model],
