@@ -18,10 +18,10 @@ class RouterSettings(ServiceSettings, PostgresSettings, EventSettings, AccountSe
 
     model_config = SettingsConfigDict(env_prefix="DOWNSTACK_ROUTER_")
 
-    scheduler_target: Address
+    scheduler: Address
     """Where the scheduler listens, HOST:PORT."""
 
-    retriever_target: OptionalAddress = ""
+    retriever: OptionalAddress = ""
     """Where the retriever listens, HOST:PORT. Empty: requests with retrieval are refused."""
 
     models: dict[str, str] = Field(min_length=1)

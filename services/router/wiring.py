@@ -70,21 +70,21 @@ async def wire(settings: RouterSettings) -> AsyncIterator[ServiceParts]:
         audit = OutboxAudit(outbox, CLOCK)
         relay = Relay(outbox, bootstrap=settings.kafka_bootstrap)
         pepper = settings.key_pepper.get_secret_value().encode()
-        accounts = AccountStore(db, pepper=pepper, clock=CLOCK)
-        parts = await enter(
-            assemble(
-                settings,
-                authenticator=_authenticator(settings, db, pepper),
-                audit=audit,
-                administration=Administration(accounts, audit),
-            )
-        )
+        administration = Administration(AccountStore(db, pepper=pepper, clock=CLOCK), audit)
+        admin = AdminServicer(administration)
+        authenticator = _authenticator(settings, db, pepper)
+        parts = await enter(assemble(settings, authenticator=authenticator, audit=audit))
         fleet_seen = parts.ready
 
         async def ready() -> None:
             await _reachable(db)
             await fleet_seen()
 
+        parts.bindings = (
+            *parts.bindings,
+            Binding(add_AdminServiceServicer_to_server, admin, admin_servicer.SERVICE),
+        )
+        parts.access = {**parts.access, **admin_servicer.ACCESS}
         parts.ready = ready
         parts.tasks = (*parts.tasks, relay.run)
         yield parts
@@ -92,9 +92,9 @@ async def wire(settings: RouterSettings) -> AsyncIterator[ServiceParts]:
 
 @asynccontextmanager
 async def assemble(
-    settings: RouterSettings, *, authenticator: Authenticator, audit: AuditPort, administration: Administration
+    settings: RouterSettings, *, authenticator: Authenticator, audit: AuditPort
 ) -> AsyncIterator[ServiceParts]:
-    """The router over whatever keeps its accounts and its audit stream."""
+    """The public API over whatever keeps the keys and the audit stream."""
     async with AsyncExitStack() as stack:
         executor = stack.enter_context(ThreadPoolExecutor(settings.tokenizer_threads, thread_name_prefix="tokenizer"))
         models = await asyncio.to_thread(_load_models, settings, executor)
@@ -105,11 +105,8 @@ async def assemble(
         router, accounting = _router(settings, backends, models=models, fleet=fleet, audit=audit)
         servicer = InferenceServicer(router, clock=CLOCK, default_deadline_s=settings.default_deadline_s)
         yield ServiceParts(
-            bindings=(
-                Binding(add_InferenceServiceServicer_to_server, servicer, inference_servicer.SERVICE),
-                Binding(add_AdminServiceServicer_to_server, AdminServicer(administration), admin_servicer.SERVICE),
-            ),
-            access={**inference_servicer.ACCESS, **admin_servicer.ACCESS},
+            bindings=(Binding(add_InferenceServiceServicer_to_server, servicer, inference_servicer.SERVICE),),
+            access=inference_servicer.ACCESS,
             authenticator=authenticator,
             tasks=(fleet.run,),
             ready=fleet.first_view,
@@ -160,10 +157,10 @@ def _router(
 async def _backends(settings: RouterSettings) -> AsyncIterator[Backends]:
     async with AsyncExitStack() as stack:
         # The router repeats by its own rules: a refusal is told at once, and a lost worker is left for another one.
-        scheduler = await stack.enter_async_context(open_channel(settings.scheduler_target, attempts=1))
+        scheduler = await stack.enter_async_context(open_channel(settings.scheduler, attempts=1))
         retriever = None
-        if settings.retriever_target:
-            retriever = await stack.enter_async_context(open_channel(settings.retriever_target, attempts=1))
+        if settings.retriever:
+            retriever = await stack.enter_async_context(open_channel(settings.retriever, attempts=1))
         workers = await stack.enter_async_context(ChannelPool(limit=settings.worker_channels_max, attempts=1))
         yield Backends(scheduler=scheduler, retriever=retriever, workers=workers)
 

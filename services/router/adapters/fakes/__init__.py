@@ -1,0 +1,1 @@
+"""Scripted stand-ins for what the router talks to, as real gRPC services."""
