@@ -13,6 +13,7 @@ from rich.table import Table
 from downstack.types.v1 import usage_pb2
 
 JSON_FLAG = "--json"
+_WIDE = 240
 
 
 class CommandError(Exception):
@@ -24,8 +25,8 @@ class CommandError(Exception):
 
 
 def console() -> Console:
-    """Where results for people go."""
-    return Console(highlight=False, soft_wrap=True)
+    """Where results for people go; into a file or pipe, lines are not broken at a terminal's width."""
+    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDE)
 
 
 def fail(message: str, *, reason: str, request_id: str = "") -> None:
