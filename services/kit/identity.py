@@ -180,7 +180,8 @@ class Access:
             DownstackError: ACTION_NOT_ALLOWED for a key without the scope, PEER_IDENTITY_DENIED where only services
                 may call.
         """
-        if self.public or identity.service in self.services or identity.scopes & self.scopes:
+        by_service = bool(identity.service) and identity.service in self.services
+        if self.public or by_service or identity.scopes & self.scopes:
             return
         if not self.scopes:
             raise DownstackError(Reason.PEER_IDENTITY_DENIED, "Only services of the system may call this method.")

@@ -66,6 +66,7 @@ class _Life:
             metrics = _serve_metrics(self._settings.metrics_listen, stack)
             server = Server(self._settings)
             server.listen()
+            _log.info("starting", grpc=server.address, metrics=metrics)
             parts = await stack.enter_async_context(self._wire(self._settings))
             await server.start(parts)
             _log.info("listening", grpc=server.address, metrics=metrics)

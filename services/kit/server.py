@@ -90,6 +90,7 @@ class Server:
         self._admission = Admission(limit=settings.max_in_flight)
         self._identification = Identification()
         self._on_drain: Callable[[], Awaitable[None]] | None = None
+        self._drained = False
         deadline = Deadline(default_s=settings.default_deadline_s, is_endless=self._admission.is_endless)
         steps: list[Step] = [Telemetry(), self._admission, self._identification, deadline]
         self._server = grpc.aio.server(interceptors=[Interceptor(steps)], options=_options(settings))
@@ -130,8 +131,11 @@ class Server:
     async def drain(self, *, hurry: asyncio.Event | None = None) -> None:
         """Reports NOT_SERVING, lets the running calls finish within the budget, and ends the rest with DRAINING.
 
-        `hurry` cuts the waiting short.
+        `hurry` cuts the waiting short. Repeating it does nothing.
         """
+        if self._drained:
+            return
+        self._drained = True
         self.health.drain()
         await _within(hurry, asyncio.sleep(self._settings.drain_delay_s))
         await _within(hurry, self._finish())
