@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
-from downstack.local.daemon import Daemon, find, folder_lock, free_port, spawn, wait_until
+from downstack.local.daemon import Daemon, find, folder_lock, free_port, port_is_free, spawn, wait_until
 from downstack.local.layout import DataFolderVersionError, LocalError, claim_folder
 
 _HOST = "127.0.0.1"
@@ -110,6 +110,8 @@ class LocalKafka:
 
     def _launch(self, java: str) -> Daemon:
         self._port = self._port or free_port()
+        if not port_is_free(self._port):
+            raise LocalError(f"Kafka cannot listen: port {self._port} is in use.")
         self._write_properties(controller_port=free_port())
         command = [java, *_JVM, *_LOGGING, "-cp", f"{self._jars}/*"]
         self._format([*command, "kafka.tools.StorageTool", "format", "--ignore-formatted"])

@@ -5,9 +5,11 @@ import contextlib
 from collections.abc import AsyncIterator, Sequence
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError, KafkaTimeoutError
+from aiokafka.errors import KafkaError
 
-_STOP_TIMEOUT_S = 5.0
+_SENDER_TIMEOUT_S = 1.0
+_CLOSE_TIMEOUT_S = 5.0
+_RETRY_BACKOFF_MS = 500
 # aiokafka keeps one batch of a partition in flight, so that a large one is what makes it fast.
 _MAX_BATCH_BYTES = 262_144
 
@@ -20,6 +22,7 @@ async def open_producer(bootstrap: str, *, timeout_s: float) -> AsyncIterator[AI
         enable_idempotence=True,  # implies acks=all
         request_timeout_ms=int(timeout_s * 1000),
         max_batch_size=_MAX_BATCH_BYTES,
+        retry_backoff_ms=_RETRY_BACKOFF_MS,
     )
     try:
         async with asyncio.timeout(timeout_s):
@@ -44,12 +47,16 @@ async def send(
 
 
 async def _give_up(producer: AIOKafkaProducer) -> None:
-    # stop() first flushes, and in idempotent mode no batch ever expires: whatever still waits has to be failed here.
-    producer._message_accumulator.fail_all(KafkaTimeoutError())  # noqa: SLF001 - there is no public way
-    try:
-        async with asyncio.timeout(_STOP_TIMEOUT_S):
-            await producer.stop()
-    except (KafkaError, OSError, TimeoutError):
-        with contextlib.suppress(KafkaError, OSError, TimeoutError):
-            async with asyncio.timeout(_STOP_TIMEOUT_S):
-                await producer.client.close()
+    """Close the producer without its stop(), which first flushes: in idempotent mode no batch ever expires."""
+    producer._closed = True  # noqa: SLF001 - there is no public way to leave without a flush
+    sender = producer._sender.sender_task  # noqa: SLF001
+    if sender is not None:
+        # The first cancellation lets requests under way end, the second one does not.
+        for _ in range(2):
+            sender.cancel()
+            await asyncio.wait({sender}, timeout=_SENDER_TIMEOUT_S)
+        if sender.done() and not sender.cancelled():
+            sender.exception()  # why it died was told to the futures of its events
+    with contextlib.suppress(KafkaError, OSError, TimeoutError):
+        async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+            await producer.client.close()

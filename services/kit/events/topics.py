@@ -65,7 +65,8 @@ async def ensure_topics(bootstrap: str, *, topics: Sequence[Topic] = TOPICS, tim
     Raises DownstackError DEPENDENCY_UNAVAILABLE where Kafka cannot be reached or refuses.
     """
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap, request_timeout_ms=int(timeout_s * 1000))
-    wanted = [NewTopic(topic.name, topic.partitions, -1, topic_configs=topic.config) for topic in topics]
+    # -1 and no assignment: the broker's own replication factor.
+    wanted = [NewTopic(topic.name, topic.partitions, -1, {}, topic_configs=topic.config) for topic in topics]
     try:
         async with asyncio.timeout(timeout_s):
             await admin.start()

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 from downstack.local.postgres import DatabaseAddress
+
 from services.kit.accounts.authenticator import ApiKeyAuthenticator
 from services.kit.accounts.cache import KeyCache
 from services.kit.accounts.keys import generate_key

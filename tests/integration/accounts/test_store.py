@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable
 import asyncpg
 import pytest
 from downstack.local.postgres import DatabaseAddress
+
 from services.kit.accounts.store import DEFAULT_SCOPES, AccountStore
 from services.kit.clock import SystemClock
 from services.kit.errors import DownstackError, Reason

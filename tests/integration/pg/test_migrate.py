@@ -9,6 +9,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 from downstack.local.postgres import DatabaseAddress
+
 from services.kit.errors import DownstackError, Reason
 from services.kit.pg.migrate import MigrationError, migrate
 

@@ -1,6 +1,7 @@
 """API keys as strings."""
 
 import pytest
+
 from services.kit.accounts.keys import digest_of, generate_key, parse_key
 
 

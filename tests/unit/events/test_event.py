@@ -10,6 +10,7 @@ from downstack.scheduler.v1.scheduler_pb2 import LeaseGrant, WorkerPhase
 from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
+
 from services.kit.events.event import (
     Event,
     MalformedEventError,

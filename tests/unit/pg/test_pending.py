@@ -1,6 +1,7 @@
 """Which migrations are still to apply."""
 
 import pytest
+
 from services.kit.pg.migrate import Migration, MigrationError, load_migrations, pending
 
 FIRST = Migration(version="0001", name="0001_first.sql", sql="SELECT 1")
