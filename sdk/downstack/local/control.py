@@ -41,6 +41,7 @@ def start_detached(config: LocalConfig, *, on_change: Callable[[RunState], None]
     folder = DataFolder(config.data_dir)
     folder.claim()
     with (folder.logs / "supervisor.log").open("ab") as log:
+        log_start = log.tell()
         supervisor = subprocess.Popen(  # noqa: S603 -- our own module
             [sys.executable, "-m", "downstack.local", config.to_json()],
             stdin=subprocess.DEVNULL,
@@ -49,30 +50,33 @@ def start_detached(config: LocalConfig, *, on_change: Callable[[RunState], None]
             start_new_session=True,
         )
     try:
-        _follow(folder, supervisor, on_change)
+        if not _becomes_ready(folder, supervisor, on_change):
+            raise LocalError(_why(folder, supervisor.pid, log_start=log_start))
     except KeyboardInterrupt:
         supervisor.terminate()
         supervisor.wait()
         raise
 
 
-def _follow(folder: DataFolder, supervisor: "subprocess.Popen[bytes]", on_change: Callable[[RunState], None]) -> None:
+def _becomes_ready(
+    folder: DataFolder, supervisor: "subprocess.Popen[bytes]", on_change: Callable[[RunState], None]
+) -> bool:
     while supervisor.poll() is None:
         state = folder.state()
         if state is not None and state.pid == supervisor.pid:
             on_change(state)
             if state.phase is Phase.READY:
-                return
+                return True
         time.sleep(_POLL_S)
-    raise LocalError(_why(folder, supervisor.pid))
+    return False
 
 
-def _why(folder: DataFolder, pid: int) -> str:
+def _why(folder: DataFolder, pid: int, *, log_start: int) -> str:
     """Why a supervisor ended before it was ready: what it wrote into its state, or else into its log."""
     state = folder.state()
     if state is not None and state.pid == pid and state.error:
         return state.error
-    return last_words(folder.logs / "supervisor.log") or "the supervisor ended and said nothing"
+    return last_words(folder.logs / "supervisor.log", since=log_start) or "the supervisor ended and said nothing"
 
 
 def stop(folder: DataFolder) -> bool:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from downstack.local.health import is_serving
 from downstack.local.layout import LocalError
-from downstack.local.process import Command, ServiceProcess, how_it_ended, last_words
+from downstack.local.process import Command, ServiceProcess, how_it_ended
 
 
 class Part(Protocol):
@@ -133,7 +133,7 @@ class ServicePart:
         return how_it_ended(status) + self._said()
 
     def _said(self) -> str:
-        said = last_words(self.log)
+        said = self._process.last_words() if self._process else ""
         return f": {said}" if said else ""
 
     async def stop(self, *, budget_s: float) -> None:

@@ -27,8 +27,10 @@ class Command:
 class ServiceProcess:
     """A running command. It leads its own process group and dies with this process."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, *, log: Path, log_start: int) -> None:
         self._process = process
+        self._log = log
+        self._log_start = log_start
         self.pid = process.pid
 
     @classmethod
@@ -36,6 +38,7 @@ class ServiceProcess:
         """Start it. Call from the main thread: the kernel binds its life to the thread that makes it."""
         launcher = [sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid())]
         with command.log.open("ab") as log:
+            log_start = log.tell()
             process = await asyncio.create_subprocess_exec(
                 *launcher,
                 *command.argv,
@@ -45,7 +48,11 @@ class ServiceProcess:
                 env={**os.environ, **command.env},
                 start_new_session=True,
             )
-        return cls(process)
+        return cls(process, log=command.log, log_start=log_start)
+
+    def last_words(self) -> str:
+        """What its log says last of it. Empty where it has said nothing."""
+        return last_words(self._log, since=self._log_start)
 
     async def wait(self) -> int:
         """The exit status, negative for a signal. What it left of its group is killed."""
@@ -75,11 +82,11 @@ def how_it_ended(status: int) -> str:
     return f"ended with exit status {status}"
 
 
-def last_words(log: Path) -> str:
-    """The last line of a log that reports a failure, or else its last line. Empty where it has none."""
+def last_words(log: Path, *, since: int = 0) -> str:
+    """The last line of a log after byte `since` that reports a failure, or else its last line. Empty: it has none."""
     try:
         with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+            file.seek(max(since, log.stat().st_size - _TAIL_BYTES))
             lines = file.read().decode(errors="replace").splitlines()
     except FileNotFoundError:
         return ""
