@@ -1,0 +1,92 @@
+"""downstack.worker.v1.WorkerService."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import grpc.aio
+from downstack.worker.v1 import worker_pb2, worker_pb2_grpc
+
+from services.kit.channel import remaining_s
+from services.kit.errors import DownstackError, Reason
+from services.kit.identity import Access
+from services.kit.tickets import verify_ticket
+from services.worker.adapters.wire import engine_priority, sampling_of
+from services.worker.app.lease_run import Work
+from services.worker.app.worker import Worker
+from services.worker.domain.sampling import check_prompt, check_sampling
+
+NAME = "downstack.worker.v1.WorkerService"
+_OPERATORS = Access.any_of(Access.service("router", "scheduler", "worker"), Access.scope("admin"))
+ACCESS = {
+    # The ticket is the permission, whoever carries it.
+    f"/{NAME}/Generate": Access.PUBLIC,
+    f"/{NAME}/Embed": Access.PUBLIC,
+    f"/{NAME}/Abort": _OPERATORS,
+    f"/{NAME}/Drain": _OPERATORS,
+    f"/{NAME}/GetStatus": _OPERATORS,
+}
+
+
+class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
+    """Checks what comes in, and hands it to the worker."""
+
+    def __init__(self, worker: Worker, *, secret: bytes, drain_s: float) -> None:
+        self._worker = worker
+        self._secret = secret
+        self._drain_s = drain_s
+
+    async def Generate(  # noqa: N802  the contract's name; a generator, as grpc.aio allows
+        self, request: worker_pb2.GenerateRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncGenerator[worker_pb2.GenerateResponse, None]:
+        """Runs what the ticket allows."""
+        run = self._worker.begin(self._work(request, deadline_s=remaining_s(context)))
+        async with aclosing(run.frames()) as frames:
+            async for frame in frames:
+                yield frame
+
+    async def Embed(  # noqa: N802
+        self, _request: worker_pb2.EmbedRequest, _context: grpc.aio.ServicerContext
+    ) -> worker_pb2.EmbedResponse:
+        """Refused: no engine here makes embeddings."""
+        raise DownstackError(Reason.METHOD_DISABLED, "This worker's model makes no embeddings.")
+
+    async def Abort(  # noqa: N802
+        self, request: worker_pb2.AbortRequest, _context: grpc.aio.ServicerContext
+    ) -> worker_pb2.AbortResponse:
+        """Ends leases."""
+        return worker_pb2.AbortResponse(aborted=self._worker.cancel(request.lease_ids))
+
+    async def Drain(  # noqa: N802
+        self, request: worker_pb2.DrainRequest, _context: grpc.aio.ServicerContext
+    ) -> worker_pb2.DrainResponse:
+        """Takes no more leases, and returns when none runs."""
+        budget_s = request.budget.ToTimedelta().total_seconds() if request.HasField("budget") else self._drain_s
+        return worker_pb2.DrainResponse(aborted=await self._worker.drain(budget_s))
+
+    async def GetStatus(  # noqa: N802
+        self, _request: worker_pb2.GetStatusRequest, _context: grpc.aio.ServicerContext
+    ) -> worker_pb2.GetStatusResponse:
+        """What it is and does."""
+        worker = self._worker
+        await worker.until_started()
+        return worker_pb2.GetStatusResponse(
+            worker_id=worker.worker_id,
+            epoch=worker.epoch,
+            spec=worker.spec(),
+            load=worker.load(),
+            leases=worker.running_leases(),
+            draining=worker.draining,
+            kv_blocks_resident=worker.kv_blocks_resident,
+        )
+
+    def _work(self, request: worker_pb2.GenerateRequest, *, deadline_s: float | None) -> Work:
+        """What is asked, checked as far as that is possible without the engine."""
+        grant = verify_ticket(request.ticket, secret=self._secret)
+        self._worker.check_open()
+        bounds = self._worker.bounds(grant)
+        prompt = tuple(request.prompt_token_ids)
+        check_prompt(prompt, bounds)
+        room = min(bounds.max_output_tokens, bounds.context_tokens - len(prompt))
+        sampling = sampling_of(request.sampling, max_tokens=room)
+        check_sampling(sampling, bounds)
+        return Work(grant, prompt, sampling, engine_priority(grant), deadline_s)

@@ -1,0 +1,1 @@
+"""The simulated engine in real time."""

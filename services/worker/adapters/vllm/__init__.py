@@ -1,0 +1,1 @@
+"""vLLM, and all that depends on its internals."""

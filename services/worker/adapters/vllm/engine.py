@@ -1,0 +1,191 @@
+"""vLLM behind the engine's port: AsyncLLM in this process, its engine core in a child."""
+
+import asyncio
+import multiprocessing
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from vllm import __version__ as vllm_version
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.exceptions import GracefulHTTPError, VLLMClientError
+from vllm.inputs import TokensPrompt
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+from services.kit.errors import DownstackError, Reason, StartupError
+from services.worker.adapters.vllm.events import BlockTranslator
+from services.worker.adapters.vllm.params import engine_outputs, vllm_params
+from services.worker.adapters.vllm.stats import Gauges, StatLogger
+from services.worker.adapters.vllm.subscription import Subscription
+from services.worker.domain.mirror import KvChange
+from services.worker.domain.rates import Rates
+from services.worker.domain.sampling import Sampling
+from services.worker.ports import EngineOutput, EngineSpec, EngineStats
+
+_log = structlog.get_logger()
+_SHUTDOWN_S = 5.0
+_WARM_UP_SALT = "warm-up"
+
+
+@dataclass(frozen=True)
+class VllmModel:
+    """What is served, by the names that go into the block hashes."""
+
+    model: str
+    tokenizer_revision: str
+    vocab_size: int
+
+
+class VllmEngine:
+    """One AsyncLLM. A dead one stays dead: the process ends, and another one is started."""
+
+    def __init__(self, args: AsyncEngineArgs, model: VllmModel, *, declared: Rates) -> None:
+        self._args = args
+        self._model = model
+        self._gauges = Gauges(declared)
+        self._llm: Any = None
+        self._events: Subscription | None = None
+        self._spec: EngineSpec | None = None
+
+    @property
+    def spec(self) -> EngineSpec:
+        if self._spec is None:
+            raise DownstackError(Reason.ENGINE_DEAD, "The engine has not started yet.", retry_after_s=5.0)
+        return self._spec
+
+    @property
+    def dead(self) -> bool:
+        return self._llm is not None and bool(self._llm.errored)
+
+    async def start(self) -> None:
+        try:
+            # In a thread, so that health can be asked meanwhile: it takes from seconds to minutes.
+            self._llm = await asyncio.to_thread(self._load)
+        except asyncio.CancelledError:
+            # The thread ends when its children do.
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
+        except (RuntimeError, ValueError, OSError) as error:
+            raise StartupError(f"vLLM cannot serve the model {self._model.model!r}: {_first_line(error)}") from error
+        self._spec = self._described()
+        kv = self._args.kv_events_config
+        self._events = Subscription(endpoint=kv.endpoint, replay_endpoint=kv.replay_endpoint)
+        await self._warm_up()
+
+    async def stop(self) -> None:
+        if self._events is not None:
+            self._events.close()
+        llm, self._llm = self._llm, None
+        if llm is not None:
+            await asyncio.to_thread(llm.shutdown, timeout=_SHUTDOWN_S)
+
+    async def generate(
+        self, prompt_token_ids: Sequence[int], sampling: Sampling, *, request_id: str, cache_salt: str, priority: int
+    ) -> AsyncGenerator[EngineOutput, None]:
+        steps = self._gauges.steps
+        prompt = TokensPrompt(prompt_token_ids=list(prompt_token_ids), cache_salt=cache_salt or None)
+        tokens = 0
+        try:
+            outputs = self._llm.generate(prompt, vllm_params(sampling), request_id, priority=priority)
+            async with aclosing(outputs) as stream:
+                async for output in stream:
+                    for each in engine_outputs(output, logprobs=sampling.logprobs):
+                        if tokens == 0 and each.prefill_ms is not None:
+                            self._saw_prefill(len(prompt_token_ids), each)
+                        tokens += len(each.token_ids)
+                        yield each
+        except EngineDeadError:
+            raise DownstackError(Reason.ENGINE_DEAD, "The engine has died.", retry_after_s=1.0) from None
+        except GracefulHTTPError:
+            raise DownstackError(Reason.OVERLOADED, "The engine's queue is full.", retry_after_s=1.0) from None
+        except (VLLMClientError, ValueError) as error:
+            raise _refused(sampling, error) from None
+        except EngineGenerateError as error:
+            cause = error.__cause__ or error
+            _log.error("vllm_request_failed", request_id=request_id, cause=type(cause).__name__, steps=steps)
+            raise DownstackError(Reason.INTERNAL, "The engine failed with this request.") from error
+
+    async def abort(self, request_ids: Iterable[str]) -> None:
+        if self._llm is not None and not self._llm.errored:
+            await self._llm.abort(list(request_ids))
+            self._gauges.changed.set()
+
+    async def kv_events(self) -> AsyncGenerator[Sequence[KvChange], None]:
+        assert self._events is not None
+        translator = BlockTranslator(
+            model=self._model.model,
+            tokenizer_revision=self._model.tokenizer_revision,
+            block_size=self.spec.block_size,
+        )
+        async for events in self._events.batches():
+            yield translator.forget() if events is None else translator.translate(events)
+
+    def stats(self) -> EngineStats:
+        gauges = self._gauges
+        unfinished = self._llm.get_num_unfinished_requests() if self._llm is not None else 0
+        # The last step's statistics are older than an abort that came after it.
+        return EngineStats(
+            running=min(gauges.running, unfinished),
+            waiting=min(gauges.waiting, unfinished),
+            unfinished=unfinished,
+            kv_usage=gauges.kv_usage,
+            steps=gauges.steps,
+            generated_tokens=gauges.generated,
+            prefix_queries=gauges.queries,
+            prefix_hits=gauges.hits,
+        )
+
+    def rates(self) -> Rates:
+        return self._gauges.rates.current()
+
+    async def changed(self) -> None:
+        await self._gauges.changed.wait()
+        self._gauges.changed.clear()
+
+    def _load(self) -> Any:
+        return AsyncLLM.from_engine_args(self._args, stat_loggers=[lambda _config, _index: StatLogger(self._gauges)])
+
+    def _described(self) -> EngineSpec:
+        config = self._llm.vllm_config
+        return EngineSpec(
+            engine="vllm",
+            engine_version=vllm_version,
+            context_tokens=config.model_config.max_model_len,
+            vocab_size=min(self._model.vocab_size, config.model_config.get_vocab_size()),
+            block_size=config.cache_config.block_size,
+            kv_blocks=config.cache_config.num_gpu_blocks,
+            max_num_seqs=config.scheduler_config.max_num_seqs,
+            max_num_batched_tokens=config.scheduler_config.max_num_batched_tokens,
+        )
+
+    async def _warm_up(self) -> None:
+        """Runs each kind of step a few times: kernels settle, and the rates are measured rather than declared."""
+        lengths = [length for length in (16, 32, 64, 128, 256) if length < self.spec.context_tokens - 8]
+        for number, length in enumerate(lengths):
+            sampling = Sampling(max_tokens=4, ignore_eos=True, temperature=0)
+            prompt = [1] * length
+            outputs = self.generate(
+                prompt, sampling, request_id=f"warm-up-{number}", cache_salt=f"{_WARM_UP_SALT}-{number}", priority=0
+            )
+            async for _ in outputs:
+                pass
+        await self._llm.reset_prefix_cache()
+
+    def _saw_prefill(self, prompt_tokens: int, output: EngineOutput) -> None:
+        if output.prefill_ms is not None:
+            self._gauges.rates.saw_prefill(new_tokens=prompt_tokens - (output.cached_tokens or 0), ms=output.prefill_ms)
+
+
+def _refused(sampling: Sampling, error: Exception) -> DownstackError:
+    constrained = sampling.json_schema is not None or sampling.regex is not None
+    reason = Reason.BAD_SCHEMA if constrained else Reason.PARAM_OUT_OF_RANGE
+    return DownstackError(reason, f"The engine refuses the request: {_first_line(error)}")
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:300]

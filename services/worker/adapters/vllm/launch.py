@@ -1,0 +1,90 @@
+"""How vLLM is started: the environment that it reads when it is imported, and its arguments."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from services.kit.errors import StartupError
+from services.kit.models import Tokenizer, model_folder
+from services.worker.domain.rates import Rates
+from services.worker.settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from services.worker.adapters.vllm.engine import VllmEngine
+
+
+def vllm_engine(settings: WorkerSettings, tokenizer: Tokenizer, *, rates: Rates) -> "VllmEngine":
+    """An engine that has not started.
+
+    Raises:
+        StartupError: vLLM is not installed, or the settings cannot work.
+    """
+    _prepare_environment(settings)
+    try:
+        # After the environment: vLLM reads it while it is imported.
+        from services.worker.adapters.vllm.engine import VllmEngine, VllmModel  # noqa: PLC0415
+    except ImportError as error:
+        raise StartupError(f"The engine `vllm` is not installed here ({error.name} is missing).") from error
+    model = VllmModel(settings.model, tokenizer.revision, tokenizer.vocab_size)
+    return VllmEngine(_arguments(settings), model, declared=rates)
+
+
+def _prepare_environment(settings: WorkerSettings) -> None:
+    """What vLLM takes from the environment only. What the operator has set stays."""
+    wanted = {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "VLLM_CPU_KVCACHE_SPACE": str(settings.kv_cache_gib),
+        # On a CPU this lets the model run in the engine core's process: one process and its imports less.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if settings.cpu_threads:
+        wanted["OMP_NUM_THREADS"] = str(settings.cpu_threads)
+    for name, value in wanted.items():
+        os.environ.setdefault(name, value)
+
+
+def _arguments(settings: WorkerSettings) -> Any:
+    from vllm.config import KVEventsConfig  # noqa: PLC0415
+    from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: PLC0415
+    from vllm.platforms import current_platform  # noqa: PLC0415
+
+    on_cpu = current_platform.is_cpu()
+    if on_cpu and settings.block_size % 32:
+        raise StartupError(f"The block size must be a multiple of 32 on a CPU; it is {settings.block_size}.")
+    sockets = settings.scratch_path or Path(tempfile.mkdtemp(prefix="downstack-"))
+    sockets.mkdir(parents=True, exist_ok=True)
+    return AsyncEngineArgs(
+        model=str(model_folder(settings.model_path)),
+        served_model_name=settings.model,
+        dtype=_dtype(settings, on_cpu=on_cpu),
+        max_model_len=settings.context_tokens,
+        block_size=settings.block_size,
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        gpu_memory_utilization=settings.gpu_memory_utilization,
+        enforce_eager=settings.enforce_eager,
+        enable_prefix_caching=True,
+        scheduling_policy="priority",
+        distributed_executor_backend="uni" if on_cpu else None,
+        disable_log_stats=True,
+        kv_events_config=KVEventsConfig(
+            enable_kv_cache_events=True,
+            publisher="zmq",
+            endpoint=f"ipc://{sockets}/kv-events",
+            replay_endpoint=f"ipc://{sockets}/kv-replay",
+        ),
+    )
+
+
+def _dtype(settings: WorkerSettings, *, on_cpu: bool) -> str:
+    if settings.dtype != "auto" or not on_cpu:
+        return settings.dtype
+    import torch  # noqa: PLC0415
+
+    # Without instructions for bfloat16 a CPU emulates it, several times slower than float32.
+    return "auto" if torch.cpu._is_avx512_bf16_supported() else "float32"  # noqa: SLF001

@@ -1,0 +1,1 @@
+"""The asynchronous shell: leases that run, what schedulers are told, accounts."""

@@ -1,0 +1,1 @@
+"""The decisions of the worker as plain code: leases, KV mirror, limits, rates, and the simulated engine."""

@@ -1,0 +1,151 @@
+"""What the worker needs of an engine."""
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from services.worker.domain.mirror import KvChange
+from services.worker.domain.rates import Rates
+from services.worker.domain.sampling import Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """What an engine is, known once it has started."""
+
+    engine: str
+    engine_version: str
+    context_tokens: int
+    vocab_size: int
+    block_size: int
+    kv_blocks: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+
+
+class Ending(StrEnum):
+    """How an answer ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """The log probability of one token, and of the most likely ones in its place, most likely first."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOutput:
+    """What one step, or a few, added to one answer of a request.
+
+    Attributes:
+        index: The answer, 0 to n-1.
+        token_ids: The new tokens.
+        text: The new text; never splits a code point, and may lag behind the tokens until the ending.
+        logprobs: One for each new token, if asked for.
+        cached_tokens: The part of the prompt that came from the prefix cache. None: not known yet.
+        prefill_began: Whether the engine has begun to compute the prompt; true with the first token at the latest.
+        ending: How this answer ended. None: it goes on.
+        queue_ms: From the engine's receipt to its first step with the request. None: unknown.
+        prefill_ms: From that step to the first token. None: unknown.
+    """
+
+    index: int = 0
+    token_ids: tuple[int, ...] = ()
+    text: str = ""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    cached_tokens: int | None = None
+    prefill_began: bool = False
+    ending: Ending | None = None
+    queue_ms: float | None = None
+    prefill_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Where an engine stands. Totals count from its start.
+
+    Attributes:
+        running: Requests in the batch.
+        waiting: Requests in the engine's own queue.
+        unfinished: Requests that were given to the engine and have not ended, as the process itself knows it.
+        kv_usage: The used share of the KV cache, 0 to 1.
+        steps: Engine steps.
+        generated_tokens: Tokens generated.
+        prefix_queries: Prompt tokens that were looked up in the cache.
+        prefix_hits: Those of them that were found.
+    """
+
+    running: int = 0
+    waiting: int = 0
+    unfinished: int = 0
+    kv_usage: float = 0.0
+    steps: int = 0
+    generated_tokens: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+
+
+class Engine(Protocol):
+    """One engine with one model. Starts once and stops once."""
+
+    @property
+    def spec(self) -> EngineSpec:
+        """What it is. Known after `start`."""
+        ...
+
+    async def start(self) -> None:
+        """Returns when requests can be served.
+
+        Raises:
+            StartupError: The model cannot be loaded, or the machine is too small for it.
+        """
+        ...
+
+    async def stop(self) -> None:
+        """Ends it, and with it every request. Harmless where it never started."""
+        ...
+
+    def generate(
+        self, prompt_token_ids: Sequence[int], sampling: Sampling, *, request_id: str, cache_salt: str, priority: int
+    ) -> AsyncIterator[EngineOutput]:
+        """Runs a request. Of two that wait, the one with the lower `priority` goes first.
+
+        Ends after the ending of the last answer, or soon after `abort`; closing the iterator aborts, too.
+
+        Raises:
+            DownstackError: ENGINE_DEAD, UNSUPPORTED_FEATURE, BAD_SCHEMA, PARAM_OUT_OF_RANGE, OVERLOADED.
+        """
+        ...
+
+    async def abort(self, request_ids: Iterable[str]) -> None:
+        """Ends requests at once. Unknown ones are ignored."""
+        ...
+
+    def kv_events(self) -> AsyncIterator[Sequence[KvChange]]:
+        """The changes of the KV cache, as they happen. To be read once, from the start on."""
+        ...
+
+    def stats(self) -> EngineStats:
+        """Where it stands."""
+        ...
+
+    def rates(self) -> Rates:
+        """How fast it is."""
+        ...
+
+    async def changed(self) -> None:
+        """Returns at the next change of `stats`."""
+        ...
+
+    @property
+    def dead(self) -> bool:
+        """Whether it has died. A dead engine does not come back."""
+        ...

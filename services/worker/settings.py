@@ -1,0 +1,136 @@
+"""The worker's settings."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+from pydantic_settings import SettingsConfigDict
+
+from services.kit.models import BUILTIN_SIM
+from services.kit.settings import Address, EventSettings, OptionalAddress, ServiceSettings
+
+
+class WorkerSettings(ServiceSettings, EventSettings):
+    """DOWNSTACK_WORKER_*."""
+
+    model_config = SettingsConfigDict(env_prefix="DOWNSTACK_WORKER_")
+
+    listen: Address = "127.0.0.1:50054"
+    """Where gRPC listens, HOST:PORT."""
+
+    advertise: OptionalAddress = ""
+    """Where callers reach this worker, HOST:PORT. Empty: the same as `listen`."""
+
+    scheduler: str = Field(default="", pattern=r"^([^,\s]+:\d{1,5}(,[^,\s]+:\d{1,5})*)?$")
+    """The schedulers to connect to, HOST:PORT[,HOST:PORT…]. Empty: the worker serves without one."""
+
+    worker_id: str = Field(default="", max_length=64, pattern=r"^[A-Za-z0-9._:-]*$")
+    """The worker's name across restarts. Empty: `wkr-` and the advertised port."""
+
+    engine: Literal["vllm", "sim"] = "sim"
+    """The engine."""
+
+    model: str = Field(default="sim-small", min_length=1)
+    """The model's name, as callers and the router say it."""
+
+    model_path: str = BUILTIN_SIM
+    """The model's folder. `builtin:sim` is the packaged tokenizer of the simulated engine."""
+
+    device_kind: str = "cpu"
+    """The kind of machine, such as `cpu` or `h100`; workers of one kind share their rates."""
+
+    price_per_hour_nano: int = Field(default=0, ge=0)
+    """What an hour of this worker costs, in 1e-9 of the currency's unit."""
+
+    context_tokens: int = Field(default=2048, ge=64)
+    """The longest prompt plus answer."""
+
+    block_size: int = Field(default=32, ge=8, le=256)
+    """Tokens in a block of the KV cache. On a CPU a multiple of 32."""
+
+    max_num_seqs: int = Field(default=8, ge=1, le=4096)
+    """The most requests in one batch."""
+
+    max_num_batched_tokens: int = Field(default=512, ge=16)
+    """The most tokens in one engine step."""
+
+    kv_cache_gib: int = Field(default=1, ge=1)
+    """vLLM on a CPU: the size of the KV cache in GiB."""
+
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    """vLLM on a GPU: the share of its memory that is used."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """vLLM: the numbers to compute with. `auto`: the model's own, and float32 on a CPU without bfloat16."""
+
+    enforce_eager: bool = True
+    """vLLM: do not compile the model. Starts faster, runs a little slower."""
+
+    cpu_threads: int = Field(default=0, ge=0)
+    """vLLM on a CPU: the threads that compute. 0: vLLM decides."""
+
+    sim_kv_blocks: int = Field(default=2048, ge=1)
+    """Simulated engine: the size of the KV cache in blocks."""
+
+    prefill_base_ms: float = Field(default=5.0, ge=0)
+    """The declared fixed time of a prefill. The simulated engine takes it, vLLM's is learned."""
+
+    prefill_ms_per_token: float = Field(default=0.1, ge=0)
+    """The declared time of one uncached prompt token."""
+
+    decode_base_ms: float = Field(default=10.0, ge=0)
+    """The declared time of a decode step with one request."""
+
+    decode_ms_per_request: float = Field(default=0.5, ge=0)
+    """What each further request adds to a decode step."""
+
+    sim_startup_s: float = Field(default=0.0, ge=0)
+    """Simulated engine: how long its start takes."""
+
+    sim_mean_output_tokens: int = Field(default=64, ge=2)
+    """Simulated engine: the mean length of an answer that nothing else bounds."""
+
+    flush_ms: float = Field(default=20.0, ge=0, le=1000)
+    """The least time between two frames of a stream after its first token; more tokens in that time share a frame."""
+
+    stall_s: float = Field(default=10.0, gt=0)
+    """How long a caller may leave a frame unread before its stream is ended with CLIENT_TOO_SLOW."""
+
+    max_pending_tokens: int = Field(default=4096, ge=16)
+    """The most tokens that wait for one caller that is busy reading."""
+
+    progress_s: float = Field(default=10.0, gt=0)
+    """How long an engine with work may go without a step before the worker calls itself unhealthy."""
+
+    max_leases: int = Field(default=1024, ge=1)
+    """The most leases at once. The scheduler places fewer; this is the last bound."""
+
+    max_remembered: int = Field(default=100_000, ge=1)
+    """The most used tickets that are remembered until they expire, and the most ends that await a scheduler."""
+
+    report_interval_s: float = Field(default=1.0, gt=0, le=10)
+    """The longest time between two load reports."""
+
+    scratch_path: Path | None = None
+    """A folder for the engine's sockets. None: a temporary one."""
+
+    @property
+    def endpoint(self) -> str:
+        """Where callers reach this worker."""
+        return self.advertise or self.listen
+
+    @property
+    def schedulers(self) -> list[str]:
+        """Each scheduler's address."""
+        return [target for target in self.scheduler.split(",") if target]
+
+    @property
+    def name(self) -> str:
+        """The worker's id."""
+        return self.worker_id or f"wkr-{self.endpoint.rpartition(':')[2]}"
+
+    @model_validator(mode="after")
+    def _check_port(self) -> "WorkerSettings":
+        if self.endpoint.endswith(":0"):
+            raise ValueError("advertise: is required where `listen` takes a free port")
+        return self

@@ -1,0 +1,135 @@
+"""Where the worker's parts meet."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from downstack.worker.v1.worker_pb2_grpc import add_WorkerServiceServicer_to_server
+
+from services.kit.clock import Clock, SystemClock
+from services.kit.errors import StartupError
+from services.kit.events.journal import JournalError
+from services.kit.events.outbox import Outbox
+from services.kit.events.relay import Relay
+from services.kit.identity import AssertionAuthenticator
+from services.kit.ids import new_id
+from services.kit.models import Tokenizer, model_folder
+from services.kit.run import Binding, ServiceParts
+from services.worker.adapters.scheduler_link import SchedulerLink
+from services.worker.adapters.servicer import ACCESS, NAME, WorkerServicer
+from services.worker.adapters.sim.engine import SimEngine, SimSettings
+from services.worker.app.outlet import OutletLimits
+from services.worker.app.uplink import UplinkLimits
+from services.worker.app.worker import Worker, WorkerIdentity, WorkerLimits
+from services.worker.domain.rates import Rates
+from services.worker.domain.sim.core import Shape
+from services.worker.ports import Engine
+from services.worker.settings import WorkerSettings
+
+
+@asynccontextmanager
+async def wire(settings: WorkerSettings) -> AsyncIterator[ServiceParts]:
+    """The worker of these settings; its engine starts with `ready`."""
+    clock = SystemClock()
+    folder = model_folder(settings.model_path)
+    tokenizer = Tokenizer.load(folder)
+    engine = _engine(settings, tokenizer, clock=clock)
+    try:
+        async with _outbox(settings, clock=clock) as outbox:
+            worker = Worker(
+                engine, _identity(settings, tokenizer), limits=_limits(settings), journal=outbox, clock=clock
+            )
+            relay = Relay(outbox, bootstrap=settings.kafka_bootstrap)
+            yield _parts(worker, settings, relay=relay, clock=clock)
+    finally:
+        await engine.stop()
+
+
+def _parts(worker: Worker, settings: WorkerSettings, *, relay: Relay, clock: Clock) -> ServiceParts:
+    secret = settings.secret_bytes
+    servicer = WorkerServicer(worker, secret=secret, drain_s=settings.drain_s)
+    links = [SchedulerLink(worker, target, secret=secret, clock=clock) for target in settings.schedulers]
+
+    async def drain() -> None:
+        await worker.drain(settings.drain_s)
+
+    return ServiceParts(
+        bindings=[Binding(add_WorkerServiceServicer_to_server, servicer, NAME)],
+        access=ACCESS,
+        authenticator=AssertionAuthenticator(secret, clock),
+        tasks=[worker.follow_engine, worker.follow_load, worker.watch_engine, relay.run, *(link.run for link in links)],
+        ready=worker.start,
+        on_drain=drain,
+        healthy=worker.healthy,
+    )
+
+
+@asynccontextmanager
+async def _outbox(settings: WorkerSettings, *, clock: Clock) -> AsyncIterator[Outbox]:
+    limits = {"max_events": settings.outbox_max_events, "max_bytes": settings.outbox_max_bytes}
+    try:
+        async with Outbox.open(settings.outbox_path, clock=clock, **limits) as outbox:
+            yield outbox
+    except JournalError as error:
+        raise StartupError(str(error)) from None
+
+
+def _engine(settings: WorkerSettings, tokenizer: Tokenizer, *, clock: Clock) -> Engine:
+    if settings.engine == "sim":
+        return SimEngine(_sim_settings(settings), tokenizer, clock=clock)
+    # Not on top: the simulated engine runs where vLLM is not installed, and vLLM takes seconds to import.
+    from services.worker.adapters.vllm.launch import vllm_engine  # noqa: PLC0415
+
+    return vllm_engine(settings, tokenizer, rates=_rates(settings))
+
+
+def _sim_settings(settings: WorkerSettings) -> SimSettings:
+    shape = Shape(
+        block_size=settings.block_size,
+        kv_blocks=settings.sim_kv_blocks,
+        context_tokens=settings.context_tokens,
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+    )
+    return SimSettings(
+        shape=shape,
+        rates=_rates(settings),
+        model=settings.model,
+        startup_s=settings.sim_startup_s,
+        mean_output_tokens=settings.sim_mean_output_tokens,
+    )
+
+
+def _rates(settings: WorkerSettings) -> Rates:
+    return Rates(
+        prefill_base_ms=settings.prefill_base_ms,
+        prefill_ms_per_token=settings.prefill_ms_per_token,
+        decode_base_ms=settings.decode_base_ms,
+        decode_ms_per_request=settings.decode_ms_per_request,
+    )
+
+
+def _identity(settings: WorkerSettings, tokenizer: Tokenizer) -> WorkerIdentity:
+    return WorkerIdentity(
+        worker_id=settings.name,
+        epoch=new_id("epo"),
+        endpoint=settings.endpoint,
+        model=settings.model,
+        tokenizer_revision=tokenizer.revision,
+        device_kind=settings.device_kind,
+        price_per_hour_nano=settings.price_per_hour_nano,
+    )
+
+
+def _limits(settings: WorkerSettings) -> WorkerLimits:
+    return WorkerLimits(
+        outlet=OutletLimits(
+            flush_s=settings.flush_ms / 1000,
+            stall_s=settings.stall_s,
+            max_pending_tokens=settings.max_pending_tokens,
+        ),
+        uplink=UplinkLimits(report_s=settings.report_interval_s),
+        progress_s=settings.progress_s,
+        max_leases=settings.max_leases,
+        max_remembered=settings.max_remembered,
+        needs_scheduler=bool(settings.schedulers),
+    )

@@ -1,0 +1,189 @@
+"""A worker over real gRPC, with a fake scheduler beside it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import grpc.aio
+from downstack.events.v1.events_pb2 import UsageRecorded
+from downstack.scheduler.v1.scheduler_pb2 import LeaseGrant
+from downstack.scheduler.v1.scheduler_pb2_grpc import add_SchedulerServiceServicer_to_server
+from downstack.types.v1.chat_pb2 import SamplingParams
+from downstack.types.v1.usage_pb2 import Price
+from downstack.worker.v1 import worker_pb2
+from downstack.worker.v1.worker_pb2_grpc import WorkerServiceStub, add_WorkerServiceServicer_to_server
+
+from services.kit.clock import SystemClock
+from services.kit.identity import AssertionAuthenticator, internal_metadata
+from services.kit.ids import new_id
+from services.kit.server import Binding, Server, ServiceParts, serving
+from services.kit.settings import ServiceSettings
+from services.kit.tickets import sign_ticket
+from services.worker.adapters.fake_scheduler import FakeScheduler
+from services.worker.adapters.memory_journal import MemoryJournal
+from services.worker.adapters.scheduler_link import SchedulerLink
+from services.worker.adapters.servicer import ACCESS, NAME, WorkerServicer
+from services.worker.app.outlet import OutletLimits
+from services.worker.app.uplink import UplinkLimits
+from services.worker.app.worker import Worker, WorkerIdentity, WorkerLimits
+from services.worker.ports import Engine
+
+SECRET = b"a secret of at least sixteen bytes"
+EPOCH = "epo_test"
+MODEL = "test-model"
+PRICE = Price(version="v1", currency="EUR", input_nano=100, cached_nano=10, output_nano=1000)
+LIMITS = WorkerLimits(
+    outlet=OutletLimits(),
+    uplink=UplinkLimits(),
+    progress_s=60.0,
+    max_leases=256,
+    max_remembered=1000,
+    needs_scheduler=True,
+)
+
+
+@dataclass
+class Answer:
+    """A stream that was read."""
+
+    frames: list[worker_pb2.GenerateResponse] = field(default_factory=list)
+
+    @property
+    def deltas(self) -> list[worker_pb2.GenerateResponse]:
+        return [frame for frame in self.frames if frame.WhichOneof("frame") == "delta"]
+
+    @property
+    def finished(self) -> worker_pb2.GenerateResponse:
+        return self.frames[-1]
+
+    def text(self, index: int = 0) -> str:
+        return "".join(frame.delta.text for frame in self.deltas if frame.delta.index == index)
+
+    def token_ids(self, index: int = 0) -> list[int]:
+        return [token for frame in self.deltas if frame.delta.index == index for token in frame.delta.token_ids]
+
+    @property
+    def cached_tokens(self) -> int:
+        return self.deltas[0].delta.cached_tokens
+
+
+@dataclass
+class Rig:
+    """The worker, and what stands around it."""
+
+    worker: Worker
+    engine: Engine
+    stub: WorkerServiceStub
+    scheduler: FakeScheduler
+    journal: MemoryJournal
+    address: str
+
+    def metadata(self, service: str = "router") -> tuple[tuple[str, str], ...]:
+        return internal_metadata(service, identity=None, secret=SECRET, now=SystemClock().now())
+
+    def grant(self, prompt: Sequence[int], **changes: object) -> LeaseGrant:
+        now = SystemClock().now()
+        grant = LeaseGrant(
+            lease_id=new_id("lse"),
+            request_id=new_id("req"),
+            attempt=1,
+            tenant_id="7b1d9a52-6a1e-4c2e-9a55-0d1c3c1d9f10",
+            worker_id="wkr-test",
+            worker_epoch=EPOCH,
+            model=MODEL,
+            prompt_tokens=len(prompt),
+            max_output_tokens=64,
+            price=PRICE,
+            queue_ms=1.5,
+        )
+        grant.expires_at.FromNanoseconds(round((now + 60) * 1e9))
+        for name, value in changes.items():
+            setattr(grant, name, value)
+        return grant
+
+    def request(
+        self,
+        prompt: Sequence[int],
+        sampling: SamplingParams | None = None,
+        *,
+        grant: LeaseGrant | None = None,
+        secret: bytes = SECRET,
+        **changes: object,
+    ) -> worker_pb2.GenerateRequest:
+        ticket = sign_ticket(grant or self.grant(prompt, **changes), secret=secret)
+        return worker_pb2.GenerateRequest(ticket=ticket, prompt_token_ids=prompt, sampling=sampling)
+
+    async def generate(
+        self, prompt: Sequence[int], sampling: SamplingParams | None = None, **changes: object
+    ) -> Answer:
+        """Reads a whole stream."""
+        answer = Answer()
+        async for frame in self.stub.Generate(self.request(prompt, sampling, **changes), timeout=60):
+            answer.frames.append(frame)
+        return answer
+
+    def usage(self, lease_id: str) -> UsageRecorded:
+        """The one usage record of a lease."""
+        (event,) = [event for event in self.journal.events if event.subject == lease_id]
+        return UsageRecorded.FromString(event.payload)
+
+    async def until_idle(self, timeout_s: float = 10.0) -> None:
+        """Returns when the scheduler was told that nothing runs."""
+        await self.scheduler.until(
+            lambda seen: seen.loads and not seen.loads[-1].running_requests and not seen.loads[-1].waiting_requests,
+            timeout_s=timeout_s,
+        )
+
+
+@asynccontextmanager
+async def worker_rig(engine: Engine, *, tokenizer_revision: str, limits: WorkerLimits = LIMITS) -> AsyncIterator[Rig]:
+    """A worker around an engine that has not started, or was started by an earlier rig."""
+    clock, scheduler, journal = SystemClock(), FakeScheduler(), MemoryJournal()
+    async with scheduler_server(scheduler) as target:
+        identity = WorkerIdentity(
+            worker_id="wkr-test",
+            epoch=EPOCH,
+            endpoint="127.0.0.1:1",
+            model=MODEL,
+            tokenizer_revision=tokenizer_revision,
+            device_kind="cpu",
+            price_per_hour_nano=1,
+        )
+        worker = Worker(engine, identity, limits=limits, journal=journal, clock=clock)
+        link = SchedulerLink(worker, target, secret=SECRET, clock=clock)
+        parts = ServiceParts(
+            bindings=[
+                Binding(add_WorkerServiceServicer_to_server, WorkerServicer(worker, secret=SECRET, drain_s=5.0), NAME)
+            ],
+            access=ACCESS,
+            authenticator=AssertionAuthenticator(SECRET, clock),
+            ready=worker.start,
+        )
+        tasks = [asyncio.create_task(each()) for each in (worker.follow_engine, worker.follow_load, link.run)]
+        settings = ServiceSettings(listen="127.0.0.1:0", metrics_listen="", service_secret=SECRET.decode(), drain_s=1)
+        try:
+            async with serving(parts, settings) as server:
+                yield await _rig(worker, engine, server, scheduler, journal)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _rig(worker: Worker, engine: Engine, server: Server, scheduler: FakeScheduler, journal: MemoryJournal) -> Rig:
+    channel = grpc.aio.insecure_channel(server.address)
+    return Rig(worker, engine, WorkerServiceStub(channel), scheduler, journal, server.address)
+
+
+@asynccontextmanager
+async def scheduler_server(scheduler: FakeScheduler, *, listen: str = "127.0.0.1:0") -> AsyncIterator[str]:
+    """Serves a fake scheduler; yields its address."""
+    server = grpc.aio.server()
+    add_SchedulerServiceServicer_to_server(scheduler, server)
+    port = server.add_insecure_port(listen)
+    await server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await server.stop(0)
