@@ -1,0 +1,1 @@
+"""Where the retriever touches the world: gRPC, PostgreSQL, the embedding model, the outbox."""
