@@ -7,7 +7,9 @@ from downstack.types.v1 import usage_pb2 as usage_pb
 from services.kit.errors import Code, DownstackError, Reason
 from tests.component.router.world import Build, World, refused, spec
 
-DEAD = DownstackError(Reason.ENGINE_DEAD, "The engine died.")
+
+def dead() -> DownstackError:
+    return DownstackError(Reason.ENGINE_DEAD, "The engine died.")
 
 
 async def test_the_caller_leaves_and_the_worker_is_told(world: World) -> None:
@@ -105,7 +107,7 @@ async def test_a_worker_that_nobody_answers_for_is_replaced(build: Build) -> Non
 async def test_a_worker_that_dies_before_its_first_token_is_replaced(build: Build) -> None:
     """Its started frame does not count: the caller has seen nothing of it."""
     async with build(workers=2) as world:
-        world.workers[0].failure = DEAD
+        world.workers[0].failure = dead()
         frames = await world.frames(spec())
         assert frames[0].started.worker_id == "worker-1"
         assert len(world.workers[0].requests) == len(world.workers[1].requests) == 1
@@ -115,7 +117,7 @@ async def test_no_third_worker_is_tried(build: Build) -> None:
     """After two failed attempts the caller is told, with a time to come back."""
     async with build(workers=3) as world:
         for worker in world.workers:
-            worker.failure = DEAD
+            worker.failure = dead()
         with refused() as told:
             await world.frames(spec())
         assert (told[0].reason, told[0].metadata["attempts"]) == (Reason.ENGINE_DEAD, "2")
@@ -129,7 +131,7 @@ async def test_no_third_worker_is_tried(build: Build) -> None:
 async def test_a_worker_that_dies_after_tokens_is_not_replaced(build: Build) -> None:
     """The stream ends with ABORTED and says how much was delivered; nothing is repeated."""
     async with build(workers=2) as world:
-        world.workers[0].failure, world.workers[0].failure_at = DEAD, 2
+        world.workers[0].failure, world.workers[0].failure_at = dead(), 2
         text = ""
         with refused() as told:
             async for frame in world.stream(spec()):

@@ -13,7 +13,9 @@ from services.kit.errors import Code, DownstackError, Reason
 from services.kit.models import Tokenizer, model_folder
 from tests.component.router.world import TENANT, Build, World, refused, spec
 
-AWAY = DownstackError(Reason.DEPENDENCY_UNAVAILABLE, "The database is away.")
+
+def away() -> DownstackError:
+    return DownstackError(Reason.DEPENDENCY_UNAVAILABLE, "The database is away.")
 
 
 def citation(document_id: str, text: str) -> stream_pb.Citation:
@@ -74,7 +76,7 @@ async def test_the_retriever_learns_the_question_and_the_caller(build: Build) ->
 
 async def test_a_failed_retrieval_is_marked(world: World) -> None:
     """Where passages are not required, the request goes on without, and says so."""
-    world.retriever.failure = AWAY
+    world.retriever.failure = away()
     frames = await world.frames(asking())
     assert frames[0].started.retrieval_degraded
     assert list(frames[0].started.citations) == []
@@ -83,7 +85,7 @@ async def test_a_failed_retrieval_is_marked(world: World) -> None:
 
 async def test_a_failed_retrieval_refuses_where_required(world: World) -> None:
     """Required passages that cannot be had refuse the request before it is placed."""
-    world.retriever.failure = AWAY
+    world.retriever.failure = away()
     with refused() as told:
         await world.frames(asking(required=True))
     assert told[0].reason == Reason.DEPENDENCY_UNAVAILABLE
