@@ -59,7 +59,7 @@ class RetrieverSettings(ServiceSettings, PostgresSettings, EventSettings, Accoun
     text_candidates_max: int = Field(default=50_000, ge=1)
     """Passages with a word of the query that a text search ranks, at most."""
 
-    text_rescored_max: int = Field(default=500, ge=1)
+    text_rescored_max: int = Field(default=300, ge=1)
     """Of these, the ones that get the exact score."""
 
     statement_timeout_s: float = Field(default=30.0, gt=0)

@@ -65,7 +65,7 @@ class SearchTuning:
     ef_search: int = 200
     scan_max: int = 40_000
     text_candidates: int = 50_000
-    text_rescored: int = 500
+    text_rescored: int = 300
 
 
 class PostgresPassages:

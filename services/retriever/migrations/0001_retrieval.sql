@@ -270,15 +270,18 @@ BEGIN
            LATERAL (SELECT sum(w.idf * m.saturation[w.n]) AS value FROM weights AS w) AS cheap
      ORDER BY cheap.value / (0.7 + 0.3 * m.distinct_words / mean) DESC, m.chunk_id
      LIMIT rescored
+  ), finalists AS MATERIALIZED (  -- before their words are unfolded, which is the expensive step
+    SELECT b.chunk_id, c.lexemes, 1.5 * (0.25 + 0.75 * b.distinct_words / mean) AS damping
+      FROM best AS b
+      JOIN retrieval.chunks AS c ON c.tenant_id = asked_tenant AND c.chunk_id = b.chunk_id
   )
-  SELECT b.chunk_id, sum(w.idf * 2.5 * u.tf / (u.tf + 1.5 * (0.25 + 0.75 * b.distinct_words / mean))) AS bm25
-    FROM best AS b
-    JOIN retrieval.chunks AS c ON c.tenant_id = asked_tenant AND c.chunk_id = b.chunk_id
+  SELECT f.chunk_id, sum(w.idf * 2.5 * u.tf / (u.tf + f.damping)) AS bm25
+    FROM finalists AS f
     CROSS JOIN LATERAL (SELECT p.lexeme, cardinality(p.positions)::double precision AS tf
-                          FROM unnest(c.lexemes) AS p WHERE p.lexeme = ANY (words)) AS u
+                          FROM unnest(f.lexemes) AS p WHERE p.lexeme = ANY (words)) AS u
     JOIN weights AS w ON w.word = u.lexeme
-   GROUP BY b.chunk_id
-   ORDER BY bm25 DESC, b.chunk_id
+   GROUP BY f.chunk_id
+   ORDER BY bm25 DESC, f.chunk_id
    LIMIT most;
 END $$;
 
