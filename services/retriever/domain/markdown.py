@@ -31,8 +31,10 @@ def sections_of(text: str) -> list[Section]:
     A section starts at its heading. Only `#` headings count, and none inside a fenced code block.
     """
     headings = list(_headings(text))
+    if not headings:
+        return [Section(0, len(text))]
     ends = [heading.start for heading in headings[1:]] + [len(text)]
-    sections = [Section(0, headings[0].start)] if headings and text[: headings[0].start].strip() else []
+    sections = [Section(0, headings[0].start)] if text[: headings[0].start].strip() else []
     path: list[tuple[int, str]] = []
     for heading, end in zip(headings, ends, strict=True):
         path = [(level, title) for level, title in path if level < heading.level]
