@@ -10,8 +10,8 @@ stream therefore cancels it in a `finally`:
     finally:
         call.cancel()
 
-The retry here covers what was refused or lost before the first byte of an answer. A stream that has begun is never
-repeated by gRPC.
+The retry here covers calls that reached nobody. What a service of ours refuses is not repeated (it tells its callers
+inside the system so), and a stream that has begun is never repeated by gRPC.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ import json
 import time
 from collections import OrderedDict
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import grpc.aio
 
@@ -102,7 +102,7 @@ class ChannelPool:
         self._grace_s = grace_s
         # By last use, oldest first.
         self._channels: OrderedDict[str, tuple[grpc.aio.Channel, float]] = OrderedDict()
-        self._closing: set[asyncio.Task[Any]] = set()
+        self._closing: dict[asyncio.Task[None], grpc.aio.Channel] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -110,11 +110,14 @@ class ChannelPool:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        channels = [channel for channel, _ in self._channels.values()]
+        channels = [channel for channel, _ in self._channels.values()] + list(self._closing.values())
         self._channels.clear()
-        for task in self._closing:
+        closing = list(self._closing)
+        for task in closing:
             task.cancel()
-        await asyncio.gather(*self._closing, *(channel.close() for channel in channels), return_exceptions=True)
+        await asyncio.gather(*closing, return_exceptions=True)
+        # Also those whose grace was just cut short: a close that is cancelled leaves the channel's calls hanging.
+        await asyncio.gather(*(channel.close() for channel in channels), return_exceptions=True)
 
     def __len__(self) -> int:
         return len(self._channels)
@@ -135,5 +138,5 @@ class ChannelPool:
                 return
             del self._channels[oldest]
             task = asyncio.get_running_loop().create_task(channel.close(self._grace_s))
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+            self._closing[task] = channel
+            task.add_done_callback(lambda done: self._closing.pop(done, None))

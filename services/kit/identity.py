@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar, Protocol
 
 from services.kit import context, telemetry
@@ -212,8 +213,13 @@ def internal_metadata(
 
 
 def _signature(secret: bytes, body: str) -> bytes:
+    return hmac.digest(_key(secret), body.encode(), "sha256")
+
+
+@lru_cache(maxsize=8)
+def _key(secret: bytes) -> bytes:
     # A key of its own for each purpose: a ticket's signature is no assertion's.
-    return hmac.digest(hmac.digest(secret, _PURPOSE, "sha256"), body.encode(), "sha256")
+    return hmac.digest(secret, _PURPOSE, "sha256")
 
 
 def _encode(data: bytes) -> str:

@@ -19,7 +19,7 @@ import structlog
 
 from services.kit import context, metrics, telemetry
 from services.kit.errors import DownstackError, Reason
-from services.kit.identity import REQUEST_ID_KEY, Access, Authenticator, set_current_identity
+from services.kit.identity import ASSERTION_KEY, REQUEST_ID_KEY, Access, Authenticator, set_current_identity
 from services.kit.ids import new_id
 from services.kit.status import error_from_rpc, to_rpc_status
 
@@ -50,8 +50,13 @@ class ServerCall:
         """The method as OpenTelemetry names it: "pkg.Service/Method"."""
         return self.method.removeprefix("/")
 
+    @property
+    def from_service(self) -> bool:
+        """Whether the caller says that it is a service of the system. For courtesies only: nobody has checked it."""
+        return ASSERTION_KEY in self.metadata
+
     async def send_request_id(self) -> None:
-        """Sends the request id ahead of the first message. Not earlier: a refusal must stay open to a retry."""
+        """Sends the request id ahead of a stream's first message. Not earlier: a refusal must stay open to a retry."""
         if self._sent:
             return
         self._sent = True
@@ -111,7 +116,9 @@ _HANDLERS: Mapping[tuple[bool, bool], Callable[..., Any]] = {
 
 async def _unary(behaviour: Callable[..., Any], request: Any, call: ServerCall) -> Any:
     response = await behaviour(request, call.servicer)
-    await call.send_request_id()
+    # With the status, in the one write of a single answer: a write of its own for the headers costs as much again.
+    own = call.servicer.trailing_metadata() or ()
+    call.servicer.set_trailing_metadata((*own, (REQUEST_ID_KEY, context.current_request_id())))
     return response
 
 
@@ -159,7 +166,8 @@ class Telemetry:
                 refusal = _refusal(call, error)
                 code, reason = refusal.code.value, refusal.reason.value
                 trailers = ((REQUEST_ID_KEY, context.current_request_id()),)
-                await call.servicer.abort_with_status(to_rpc_status(refusal, trailers=trailers))
+                status = to_rpc_status(refusal, trailers=trailers, caller_decides=call.from_service)
+                await call.servicer.abort_with_status(status)
             finally:
                 in_flight.dec()
                 telemetry.end_span(span, code=code, reason=reason)

@@ -51,8 +51,14 @@ class RpcStatus(NamedTuple):
     trailing_metadata: tuple[tuple[str, str | bytes], ...]
 
 
-def to_rpc_status(error: DownstackError, *, trailers: Iterable[tuple[str, str | bytes]] = ()) -> RpcStatus:
-    """The wire form of an error; `trailers` are sent beside it."""
+def to_rpc_status(
+    error: DownstackError, *, trailers: Iterable[tuple[str, str | bytes]] = (), caller_decides: bool = False
+) -> RpcStatus:
+    """The wire form of an error; `trailers` are sent beside it.
+
+    gRPC's retry policy waits for `retry_after_s` and repeats the call by itself, unless the caller decides: a service
+    that was refused must learn it at once, to try another instance or to pass the refusal on.
+    """
     code = grpc.StatusCode[error.code.value]
     message = _cut(error.message, _MAX_MESSAGE)
     status = status_pb2.Status(code=code.value[0], message=message)
@@ -62,7 +68,9 @@ def to_rpc_status(error: DownstackError, *, trailers: Iterable[tuple[str, str | 
         if status.ByteSize() + packed.ByteSize() <= _MAX_STATUS_BYTES:
             status.details.append(packed)
     metadata: list[tuple[str, str | bytes]] = [(DETAILS_KEY, status.SerializeToString()), *trailers]
-    if error.retry_after_s is not None:
+    if caller_decides:
+        metadata.append((PUSHBACK_KEY, "-1"))
+    elif error.retry_after_s is not None:
         metadata.append((PUSHBACK_KEY, str(max(0, round(error.retry_after_s * 1000)))))
     return RpcStatus(code, message, tuple(metadata))
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import grpc.aio
@@ -12,7 +13,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from prometheus_client import REGISTRY
 
 from services.kit import context, telemetry
-from services.kit.channel import call_timeout, remaining_s
+from services.kit.channel import call_timeout, open_channel, remaining_s
 from services.kit.errors import DownstackError, Reason
 from services.kit.identity import Access, Identity, current_identity, internal_metadata, sign_assertion
 from services.kit.status import error_from_rpc
@@ -210,7 +211,7 @@ async def test_the_request_id_is_ours_and_is_echoed(serve: Any) -> None:
         call = echo.method("unary")(text(), metadata=(("x-request-id", "mine"),))
         answer = (await call).value
         assert answer.startswith("req_")
-        assert (await call.initial_metadata())["x-request-id"] == answer
+        assert (await call.trailing_metadata())["x-request-id"] == answer
 
         context.request_id.set("req_outer")
         inside = internal_metadata("router", identity=ALICE, secret=SECRET, now=time.time())
@@ -231,6 +232,38 @@ async def test_a_refusal_carries_the_request_id_in_its_trailers(serve: Any) -> N
     assert trailers["x-request-id"].startswith("req_")
     assert trailers["grpc-retry-pushback-ms"] == "500"
     assert "x-request-id" not in (await call.initial_metadata())
+
+
+async def test_a_service_is_told_to_decide_for_itself(serve: Any) -> None:
+    """A refused service learns it at once, where the channel of an outside caller waits and tries again."""
+    refused = 0
+
+    async def refuse_once(_r: Any, _c: Any) -> StringValue:
+        nonlocal refused
+        if refused:
+            return text("done")
+        refused += 1
+        raise DownstackError(Reason.OVERLOADED, "x", retry_after_s=0.01)
+
+    inside = internal_metadata("router", identity=ALICE, secret=SECRET, now=time.time())
+    async with serve({"unary": refuse_once}) as echo, open_channel(echo.server.address) as channel:
+        retrying = replace(echo, channel=channel)
+        assert (await refusal_of(retrying, "unary", metadata=inside)).retry_after_s == 0.01
+        refused = 0
+        assert await result_of(retrying, "unary") == ["done"]
+        assert refused == 1
+
+
+async def test_a_handlers_own_trailers_are_kept(serve: Any) -> None:
+    async def unary(_r: Any, servicer: Any) -> StringValue:
+        servicer.set_trailing_metadata((("x-own", "kept"),))
+        return text()
+
+    async with serve({"unary": unary}) as echo:
+        call = echo.method("unary")(text())
+        await call
+        assert (await call.trailing_metadata())["x-own"] == "kept"
+        assert "x-request-id" in (await call.trailing_metadata())
 
 
 async def test_a_message_above_the_limit_is_refused(serve: Any) -> None:

@@ -140,8 +140,12 @@ async def test_both_versions_of_reflection_answer(address: str, version: str) ->
         for name in listed:
             await call.write(reflection_pb2.ServerReflectionRequest(file_containing_symbol=name))
             assert (await call.read()).file_descriptor_response.file_descriptor_proto
-        await call.write(reflection_pb2.ServerReflectionRequest(file_containing_symbol="no.Such"))
-        assert (await call.read()).error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
+        method = "downstack.inference.v1.InferenceService.Generate"
+        await call.write(reflection_pb2.ServerReflectionRequest(file_containing_symbol=method))
+        assert (await call.read()).file_descriptor_response.file_descriptor_proto
+        for unknown in ("no.Such", "Such", "downstack.inference.v1.InferenceService.Nothing"):
+            await call.write(reflection_pb2.ServerReflectionRequest(file_containing_symbol=unknown))
+            assert (await call.read()).error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
         await call.done_writing()
 
 
