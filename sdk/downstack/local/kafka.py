@@ -1,6 +1,7 @@
 """A Kafka broker on this machine: one KRaft node from the published jars, under Java, on the loopback interface."""
 
 import base64
+import contextlib
 import re
 import shutil
 import signal
@@ -8,7 +9,7 @@ import socket
 import struct
 import subprocess
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from downstack.local.daemon import Daemon, find, folder_lock, free_port, port_is_free, spawn, wait_until
@@ -59,12 +60,19 @@ class LocalKafka:
     """
 
     def __init__(
-        self, data_dir: Path, *, jars_dir: Path, port: int = 0, properties: Mapping[str, str] | None = None
+        self,
+        data_dir: Path,
+        *,
+        jars_dir: Path,
+        port: int = 0,
+        properties: Mapping[str, str] | None = None,
+        jvm: Sequence[str] = (),
     ) -> None:
         self._folder = data_dir.absolute()
         self._jars = jars_dir.absolute()
         self._port = port
         self._extra = dict(properties or {})
+        self._jvm = tuple(jvm)
         self._log = self._folder / "kafka.log"
         self._properties = self._folder / "server.properties"
         self._pid_file = self._folder / "kafka.pid"
@@ -90,12 +98,16 @@ class LocalKafka:
 
     def start(self, *, timeout_s: float = 60.0) -> None:
         """Return when the broker answers."""
-        java, version = _find_java(), self._jars_version()
+        java, version = find_java(), self._jars_version()
         claim_folder(self._folder)
         with folder_lock(self._folder):
             self._check_version(version)
-            self._daemon = self._find_running() or self._launch(java)
-            self._wait(self._daemon, timeout_s)
+            found = self._find_running()
+            if found is not None:
+                with contextlib.suppress(LocalError):  # it was about to die
+                    self._wait(found, timeout_s)
+            if not self.running():
+                self._wait(self._launch(java), timeout_s)
 
     def stop(self, *, grace_s: float = 20.0) -> None:
         """End the broker. Does nothing where none runs."""
@@ -113,19 +125,25 @@ class LocalKafka:
         if not port_is_free(self._port):
             raise LocalError(f"Kafka cannot listen: port {self._port} is in use.")
         self._write_properties(controller_port=free_port())
-        command = [java, *_JVM, *_LOGGING, "-cp", f"{self._jars}/*"]
+        archive = archive_of(self._jars)
+        # An archive of another Java or of other jars is passed over without a word.
+        sharing = (
+            (f"-XX:SharedArchiveFile={archive}", "-Xlog:cds=off", "-Xlog:cds+dynamic=off") if archive.exists() else ()
+        )
+        command = [java, *_JVM, *sharing, *_LOGGING, "-cp", f"{self._jars}/*"]
         self._format([*command, "kafka.tools.StorageTool", "format", "--ignore-formatted"])
-        daemon = spawn([*command, "kafka.Kafka", str(self._properties)], log=self._log)
+        daemon = spawn([*command[:1], *self._jvm, *command[1:], "kafka.Kafka", str(self._properties)], log=self._log)
         self._pid_file.write_text(f"{daemon.pid}\n")
         return daemon
 
     def _wait(self, daemon: Daemon, timeout_s: float) -> None:
+        self._daemon = None
         try:
             wait_until(self._answers, daemon=daemon, log=self._log, name="Kafka", timeout_s=timeout_s)
         except LocalError as error:
             daemon.stop(signal.SIGTERM, grace_s=5)
-            self._daemon = None
             raise _in_plain_words(error) from None
+        self._daemon = daemon
 
     def _write_properties(self, *, controller_port: int) -> None:
         broker, controller = f"{_HOST}:{self._port}", f"{_HOST}:{controller_port}"
@@ -194,7 +212,13 @@ class LocalKafka:
         marker.write_text(f"{version[0]}.{version[1]}\n")
 
 
-def _find_java() -> str:
+def archive_of(jars_dir: Path) -> Path:
+    """Where the archive of the broker's classes is, if somebody wrote one."""
+    return jars_dir.absolute() / "kafka.jsa"
+
+
+def find_java() -> str:
+    """The `java` on the path. Raises LocalError."""
     java = shutil.which("java")
     if java is None:
         raise LocalError(

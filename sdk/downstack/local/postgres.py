@@ -92,11 +92,22 @@ class LocalPostgres:
             self._check_version()
             self._passwords = self._load_passwords()
             self._prepare_folders()
-            self._daemon = self._find_running()
-            if self._daemon is None:
+            if not self._adopt():
                 self._init()
                 self._launch(timeout_s)
-            self.create_database(DATABASE)
+                self.create_database(DATABASE)
+
+    def _adopt(self) -> bool:
+        """Whether a server of an earlier run is at work here."""
+        self._daemon = self._find_running()
+        try:
+            if self._daemon is not None:
+                self.create_database(DATABASE)
+        except LocalError:
+            if self.running():
+                raise
+            self._daemon = None  # it was about to die
+        return self._daemon is not None
 
     def stop(self, *, grace_s: float = 20.0) -> None:
         """End the server's sessions and the server. Does nothing where none runs."""

@@ -54,6 +54,7 @@ async def test_it_starts_after_it_was_killed(server: LocalPostgres, folder: Path
     killed = server.pid
     assert killed is not None
     os.kill(killed, signal.SIGKILL)
+    psutil.Process(killed).wait(10)
     again = LocalPostgres(folder, settings=FAST)
     again.start()
 
