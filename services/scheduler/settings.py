@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic_settings import SettingsConfigDict
 
 from services.kit.settings import AccountSettings, EventSettings, PostgresSettings, ServiceSettings
+from services.scheduler.domain.lease import MAX_PRICE
 from services.scheduler.domain.limits import Limits
 
 _L = Limits()
@@ -16,9 +17,9 @@ class TokenPrice(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    input_nano: int = Field(ge=0, le=10**12)
-    cached_nano: int = Field(ge=0, le=10**12)
-    output_nano: int = Field(ge=0, le=10**12)
+    input_nano: int = Field(ge=0, le=MAX_PRICE)
+    cached_nano: int = Field(ge=0, le=MAX_PRICE)
+    output_nano: int = Field(ge=0, le=MAX_PRICE)
 
 
 class SchedulerSettings(ServiceSettings, PostgresSettings, EventSettings, AccountSettings):
@@ -80,7 +81,7 @@ class SchedulerSettings(ServiceSettings, PostgresSettings, EventSettings, Accoun
     max_pending_deltas: int = Field(default=_L.max_pending_deltas, ge=1)
     """Deltas of one worker kept while its snapshot is awaited."""
 
-    max_prompt_tokens: int = Field(default=_L.max_prompt_tokens, ge=1)
+    max_prompt_tokens: int = Field(default=_L.max_prompt_tokens, ge=1, le=_L.max_prompt_tokens)
     """Longest prompt that a request may state."""
 
     look_ahead: int = Field(default=_L.look_ahead, ge=0, le=1024)

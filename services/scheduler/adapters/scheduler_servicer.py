@@ -20,7 +20,7 @@ from services.scheduler.domain.instructions import Place as Placed
 
 # A refusal needs this much of the caller's deadline to reach it.
 _ANSWER_S = 0.05
-_WATCH_DEFAULT_S, _WATCH_MIN_S = 1.0, 0.1
+_WATCH_DEFAULT_S, _WATCH_MIN_S, _WATCH_MAX_S = 1.0, 0.1, 3600.0
 
 
 class SchedulerServicer(SchedulerServiceServicer):
@@ -132,12 +132,12 @@ class SchedulerServicer(SchedulerServiceServicer):
 def _interval_of(request: pb.WatchFleetRequest) -> float:
     if not request.HasField("interval"):
         return _WATCH_DEFAULT_S
-    interval_s = request.interval.ToTimedelta().total_seconds()
+    interval_s = request.interval.seconds + request.interval.nanos / 1e9
     if interval_s < _WATCH_MIN_S:
         violations = Violations()
         violations.add("interval", f"must be at least {_WATCH_MIN_S} s")
         violations.check()
-    return interval_s
+    return min(interval_s, _WATCH_MAX_S)
 
 
 def _check_tenant(tenant_id: str) -> None:

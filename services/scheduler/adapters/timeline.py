@@ -4,6 +4,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.kit.clock import Clock
 
+# The last second of the year 9999.
+_LAST_S = 253_402_300_799.0
+
 
 class Timeline:
     """Moments in both times, by what the two clocks show now."""
@@ -27,10 +30,12 @@ class Timeline:
 
 
 def stamp_of(seconds: float) -> Timestamp:
+    """The timestamp of a wall-clock time, to the microsecond, within what timestamps can say."""
     stamp = Timestamp()
-    stamp.FromNanoseconds(round(seconds * 1e6) * 1000)
+    stamp.FromMicroseconds(round(min(max(seconds, 0.0), _LAST_S) * 1e6))
     return stamp
 
 
 def seconds_of(stamp: Timestamp) -> float:
-    return stamp.ToNanoseconds() / 1e9
+    """The wall-clock time of a timestamp, be it a valid one or not."""
+    return stamp.seconds + stamp.nanos / 1e9

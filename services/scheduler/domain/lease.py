@@ -6,6 +6,10 @@ from enum import Enum
 
 from services.scheduler.domain.request import Price, Priority
 
+# With the longest prompt and these, a cost stays within 64 bits.
+MAX_PRICE = 10**11
+MAX_ANSWERS = 8
+
 
 class LeasePhase(Enum):
     """Where a lease stands. GRANTED: no worker has said that it runs it."""
@@ -61,6 +65,17 @@ class Grant:
     queue_ms: float
     predicted_cached_tokens: int
     retrieved_tokens: int
+
+    def plausible(self, *, max_tokens: int) -> bool:
+        """Whether a grant that a worker tells of can be one that a scheduler made."""
+        counts = (self.prompt_tokens, self.max_output_tokens)
+        prices = (self.price.input_nano, self.price.cached_nano, self.price.output_nano)
+        return all(1 <= count <= max_tokens for count in counts) and all(0 <= each <= MAX_PRICE for each in prices)
+
+    def allows(self, usage: "Usage") -> bool:
+        """Whether a lease of this grant can have consumed that."""
+        read, cached, written = usage.input_total or 0, usage.input_cached or 0, usage.output_total or 0
+        return max(read, cached) <= self.prompt_tokens and written <= MAX_ANSWERS * self.max_output_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -104,7 +104,8 @@ class LeaseBook:
             return self._report_unknown(state, worker_id=worker_id, epoch=epoch)
         if (lease.grant.worker_id, lease.grant.worker_epoch) != (worker_id, epoch):
             return Report.FENCED, None
-        lease.usage = state.usage or lease.usage
+        if state.usage is not None and lease.grant.allows(state.usage):
+            lease.usage = state.usage
         lease.orphaned_at = None
         if _ORDER[state.phase] > _ORDER[lease.phase]:
             lease.phase = state.phase
@@ -121,13 +122,14 @@ class LeaseBook:
         if state.lease_id in self._ended:
             return Report.FENCED, None
         grant = state.grant
-        if grant is None:
+        if grant is None or not grant.plausible(max_tokens=self._limits.max_prompt_tokens):
             return Report.UNKNOWN, None
         if grant.lease_id != state.lease_id or (grant.worker_id, grant.worker_epoch) != (worker_id, epoch):
             return Report.FENCED, None
         if (grant.tenant_id, grant.request_id, grant.attempt) in self._by_attempt:
             return Report.FENCED, None
-        lease = Lease(grant=grant, expected_output=grant.max_output_tokens, phase=state.phase, usage=state.usage)
+        usage = state.usage if state.usage is not None and grant.allows(state.usage) else None
+        lease = Lease(grant=grant, expected_output=grant.max_output_tokens, phase=state.phase, usage=usage)
         return Report.ADOPTED, self._enter(lease)
 
     def orphan(self, lease: Lease, *, now: float) -> None:

@@ -19,7 +19,9 @@ from services.scheduler.domain.instructions import (
 )
 from services.scheduler.domain.lease import Ending, LeasePhase, LeaseState, Usage
 from services.scheduler.domain.worker import WorkerPhase
-from tests.unit.scheduler.making import Desk
+from tests.unit.scheduler.making import PRICE, Desk
+
+NEGATIVE = dataclasses.replace(PRICE, input_nano=-1)
 
 
 def of(kind: type[Any], found: list[Instruction]) -> list[Any]:
@@ -175,6 +177,26 @@ def test_a_restarted_scheduler_rebuilds_its_leases(desk: Desk) -> None:
     assert fresh.brain.book.occupancy("w1").requests == 1
     assert fresh.refusal().error.reason is Reason.CONFLICTING_UPDATE
     fresh.run(placed, LeasePhase.FINISHED)
+    assert len(fresh.brain.book) == 0
+
+
+def test_counts_that_cannot_be_are_not_believed(desk: Desk) -> None:
+    """A report of more tokens than the grant allows leaves the last good one."""
+    placed = desk.place()
+    desk.run(placed, LeasePhase.DECODING, Usage(input_total=64, output_total=3))
+    for usage in (Usage(output_total=2**32 - 1), Usage(input_total=65), Usage(input_cached=65)):
+        desk.run(placed, LeasePhase.DECODING, usage)
+    desk.gone()
+    (record,) = of(RecordUsage, desk.after(10))
+    assert record.lease.usage == Usage(input_total=64, output_total=3)
+
+
+@pytest.mark.parametrize("changed", [{"prompt_tokens": 2**32 - 1}, {"prompt_tokens": 0}, {"price": NEGATIVE}])
+def test_an_impossible_grant_is_not_adopted(desk: Desk, changed: dict[str, Any]) -> None:
+    """A restarted scheduler does not believe a grant that none can have made."""
+    grant = dataclasses.replace(desk.place().grant, **changed)
+    fresh = Desk()
+    fresh.hello(leases=[LeaseState(lease_id=grant.lease_id, phase=LeasePhase.STARTED, grant=grant)])
     assert len(fresh.brain.book) == 0
 
 
