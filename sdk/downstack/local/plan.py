@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from downstack.local import bootstrap
-from downstack.local.config import PACKAGED_MODEL, LocalConfig
+from downstack.local.config import PACKAGED_MODEL, SIMULATED_MODEL, LocalConfig
 from downstack.local.folder import DataFolder
 from downstack.local.kafka import LocalKafka
 from downstack.local.parts import ServerPart, ServicePart
@@ -16,6 +16,7 @@ from downstack.local.postgres import LocalPostgres
 from downstack.local.process import Command
 from downstack.local.state import RunState
 from downstack.local.supervisor import Kept, Step
+from downstack.local.weights import CONTEXT_TOKENS
 
 _WEIGHTS = "weights"
 _SERVICES = ("scheduler", "retriever", "router")
@@ -156,6 +157,8 @@ class LocalPlan:
             "model": model,
             "model_path": self._models[model],
         }
+        if self._config.served_models[model] in {PACKAGED_MODEL, SIMULATED_MODEL}:
+            env["context_tokens"] = str(CONTEXT_TOKENS)
         return lambda: env
 
     def _steps(self) -> list[Step]:
