@@ -81,6 +81,8 @@ class VllmEngine:
             self._events.close()
         llm, self._llm = self._llm, None
         if llm is not None:
+            if llm.output_handler is not None:
+                llm.output_handler.cancel()  # or it takes the end of the engine for its death
             await asyncio.to_thread(llm.shutdown, timeout=_SHUTDOWN_S)
 
     async def generate(

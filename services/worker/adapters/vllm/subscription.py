@@ -6,10 +6,10 @@ from typing import Any
 
 import msgspec
 import structlog
-import zmq
 import zmq.asyncio
 from prometheus_client import Counter
 from vllm.distributed.kv_events import KVEventBatch
+from zmq.constants import SocketType
 
 _log = structlog.get_logger()
 GAPS = Counter("downstack_worker_kv_event_gaps", "Gaps in the engine's KV events.", ("outcome",))
@@ -25,7 +25,7 @@ class Subscription:
         self._context = zmq.asyncio.Context()
         self._decoder = msgspec.msgpack.Decoder(KVEventBatch)
         self._replay_endpoint = replay_endpoint
-        self._socket = self._context.socket(zmq.SocketType.SUB)
+        self._socket = self._context.socket(SocketType.SUB)
         self._socket.set_hwm(_HIGH_WATER)
         self._socket.subscribe(b"")
         self._socket.connect(endpoint)
@@ -61,7 +61,7 @@ class Subscription:
 
     async def _replay(self, *, until: int) -> dict[int, bytes]:
         found: dict[int, bytes] = {}
-        socket = self._context.socket(zmq.SocketType.DEALER)
+        socket = self._context.socket(SocketType.DEALER)
         try:
             socket.connect(self._replay_endpoint)
             async with asyncio.timeout(_REPLAY_S):

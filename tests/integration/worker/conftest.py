@@ -1,0 +1,72 @@
+"""Both engines; the one of vLLM starts once for the whole session, because that takes most of a minute."""
+
+import importlib.util
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from downstack.local.weights import prepare_weights
+
+from services.kit.clock import SystemClock
+from services.kit.models import BUILTIN_SIM, Tokenizer, model_folder
+from services.worker.adapters.sim.engine import SimEngine, SimSettings
+from services.worker.domain.rates import Rates
+from services.worker.domain.sim.core import Shape
+from services.worker.ports import Engine
+from services.worker.settings import WorkerSettings
+from tests.support.worker_rig import MODEL, SECRET, Rig, worker_rig
+
+RATES = Rates(prefill_base_ms=5.0, prefill_ms_per_token=0.1, decode_base_ms=10.0, decode_ms_per_request=0.5)
+_FOLDER = Path(__file__).parents[3] / ".downstack" / "models" / "smollm2-135m"
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The model folder, made once and kept."""
+    if importlib.util.find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed (the set-up with ENGINE=sim leaves it out)")
+    return prepare_weights(_FOLDER)
+
+
+@pytest.fixture(scope="session")
+def smollm2_tokenizer(smollm2: Path) -> Tokenizer:
+    return Tokenizer.load(smollm2)
+
+
+@pytest.fixture(scope="session")
+async def vllm(smollm2: Path, smollm2_tokenizer: Tokenizer) -> AsyncIterator[Rig]:
+    from services.worker.adapters.vllm.launch import vllm_engine  # noqa: PLC0415  it takes seconds to import
+
+    settings = WorkerSettings(
+        engine="vllm",
+        model=MODEL,
+        model_path=str(smollm2),
+        context_tokens=512,
+        service_secret=SECRET.decode(),
+        kafka_bootstrap="unused:1",
+        outbox_path=Path("unused"),
+    )
+    engine = vllm_engine(settings, smollm2_tokenizer, rates=RATES)
+    began = time.monotonic()
+    async with worker_rig(engine, tokenizer_revision=smollm2_tokenizer.revision) as rig:
+        print(f"vLLM started in {time.monotonic() - began:.1f} s")  # noqa: T201
+        yield rig
+    await engine.stop()
+
+
+@pytest.fixture(scope="session")
+async def sim() -> AsyncIterator[Rig]:
+    tokenizer = Tokenizer.load(model_folder(BUILTIN_SIM))
+    shape = Shape(block_size=32, kv_blocks=256, context_tokens=512, max_num_seqs=8, max_num_batched_tokens=512)
+    engine: Engine = SimEngine(SimSettings(shape=shape, rates=RATES, model=MODEL), tokenizer, clock=SystemClock())
+    async with worker_rig(engine, tokenizer_revision=tokenizer.revision) as rig:
+        yield rig
+    await engine.stop()
+
+
+@pytest.fixture(params=["sim", pytest.param("vllm", marks=pytest.mark.vllm)])
+def rig(request: pytest.FixtureRequest) -> Rig:
+    """A worker on each engine in turn."""
+    found: Rig = request.getfixturevalue(request.param)
+    return found
