@@ -70,10 +70,10 @@ def test_grpcurl_gets_a_whole_answer(system: System, grpcurl: Tool) -> None:
     called = grpcurl.run("-plaintext", "-H", key, "-d", spec(system), system.router, f"{INFERENCE}/GenerateOnce")
     (answer,) = documents(called)
 
-    assert answer["started"]["requestId"].startswith("req_")
+    assert answer["started"]["request_id"].startswith("req_")
     assert answer["choices"][0]["text"]
-    assert answer["finished"]["usage"]["outputTotal"] == 8
-    assert int(answer["finished"]["cost"]["nanoUnits"]) > 0
+    assert answer["finished"]["usage"]["output_total"] == 8
+    assert int(answer["finished"]["cost"]["nano_units"]) > 0
 
 
 def test_grpcurl_streams_an_answer(system: System, grpcurl: Tool) -> None:
