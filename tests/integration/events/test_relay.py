@@ -10,7 +10,9 @@ import pytest
 from downstack.local.kafka import LocalKafka
 
 from services.kit.events.event import received_event
+from services.kit.events.metrics import RELAY_REBUILDS
 from services.kit.events.relay import Relay
+from services.kit.events.topics import Topic
 from tests.integration.events.arrange import MakeEvent, MakeTopic, OpenOutbox, ReadTopic, Running
 
 
@@ -68,8 +70,6 @@ async def test_a_relay_makes_the_topics_it_needs(
     open_outbox: OpenOutbox,
     running: Running,
 ) -> None:
-    from services.kit.events.topics import Topic  # noqa: PLC0415
-
     topic = Topic("t.relay-made", partitions=1, retention_ms=3_600_000)
     async with open_outbox() as outbox:
         await outbox.append(make_event(1, topic=topic.name))
@@ -115,6 +115,46 @@ async def test_a_broker_that_is_killed_and_comes_back_gets_everything(
     ids = [received_event(record).event.id for record in await read_topic(topic.name)]
     assert list(dict.fromkeys(ids)) == [f"id-{n}" for n in range(100)]
     assert slowest < 1.0
+
+
+async def test_a_broker_that_hangs_is_given_up_and_gets_everything_later(
+    kafka: LocalKafka,
+    make_topic: MakeTopic,
+    make_event: MakeEvent,
+    read_topic: ReadTopic,
+    open_outbox: OpenOutbox,
+    running: Running,
+) -> None:
+    """An idempotent producer would wait for it for ever, and its flush too."""
+    topic = await make_topic(partitions=1)
+    async with open_outbox() as outbox:
+        relay = Relay(outbox, bootstrap=kafka.bootstrap, topics=[topic], delivery_timeout_s=0.5)
+        async with running(relay.run):
+            await outbox.append(make_event(0, topic=topic.name))
+            assert await relay.flush(timeout_s=30) == 0
+            before = _given_up()
+
+            assert kafka.pid is not None
+            os.kill(kafka.pid, signal.SIGSTOP)
+            try:
+                await outbox.append(*(make_event(n, topic=topic.name) for n in range(1, 20)))
+                assert await relay.flush(timeout_s=3) == 19
+            finally:
+                os.kill(kafka.pid, signal.SIGCONT)
+            assert await relay.flush(timeout_s=60) == 0
+
+    ids = [received_event(record).event.id for record in await read_topic(topic.name)]
+    assert list(dict.fromkeys(ids)) == [f"id-{n}" for n in range(20)]
+    assert _given_up() > before
+
+
+def _given_up() -> float:
+    return sum(
+        sample.value
+        for metric in RELAY_REBUILDS.collect()
+        for sample in metric.samples
+        if sample.name.endswith("_total")
+    )
 
 
 async def test_a_relay_without_a_broker_can_be_stopped_at_once(make_event: MakeEvent, open_outbox: OpenOutbox) -> None:
