@@ -195,7 +195,8 @@ def _options(settings: ServiceSettings) -> list[tuple[str, int]]:
         ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", _PING_FLOOR_MS),
+        # Not min_recv_ping_interval, as the constant is called in C: that name is ignored.
+        ("grpc.http2.min_ping_interval_without_data_ms", _PING_FLOOR_MS),
         ("grpc.http2.max_pings_without_data", 0),
     ]
 
