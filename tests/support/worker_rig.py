@@ -1,9 +1,10 @@
 """A worker over real gRPC, with a fake scheduler beside it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import grpc.aio
 from downstack.events.v1.events_pb2 import UsageRecorded
@@ -17,7 +18,7 @@ from downstack.worker.v1.worker_pb2_grpc import WorkerServiceStub, add_WorkerSer
 from services.kit.clock import SystemClock
 from services.kit.identity import AssertionAuthenticator, internal_metadata
 from services.kit.ids import new_id
-from services.kit.server import Binding, Server, ServiceParts, serving
+from services.kit.server import Binding, ServiceParts, serving
 from services.kit.settings import ServiceSettings
 from services.kit.tickets import sign_ticket
 from services.worker.adapters.fake_scheduler import FakeScheduler
@@ -129,11 +130,14 @@ class Rig:
         return UsageRecorded.FromString(event.payload)
 
     async def until_idle(self, timeout_s: float = 10.0) -> None:
-        """Returns when the scheduler was told that nothing runs."""
-        await self.scheduler.until(
-            lambda seen: seen.loads and not seen.loads[-1].running_requests and not seen.loads[-1].waiting_requests,
-            timeout_s=timeout_s,
-        )
+        """Returns when the scheduler is told, from now on, that nothing runs."""
+        past = len(self.scheduler.loads) + 1  # the next one may have been on its way
+
+        def idle(seen: FakeScheduler) -> bool:
+            last = seen.loads[-1]
+            return len(seen.loads) > past and not last.running_requests and not last.waiting_requests
+
+        await self.scheduler.until(idle, timeout_s=timeout_s)
 
 
 @asynccontextmanager
@@ -160,20 +164,25 @@ async def worker_rig(engine: Engine, *, tokenizer_revision: str, limits: WorkerL
             authenticator=AssertionAuthenticator(SECRET, clock),
             ready=worker.start,
         )
-        tasks = [asyncio.create_task(each()) for each in (worker.follow_engine, worker.follow_load, link.run)]
         settings = ServiceSettings(listen="127.0.0.1:0", metrics_listen="", service_secret=SECRET.decode(), drain_s=1)
-        try:
-            async with serving(parts, settings) as server:
-                yield await _rig(worker, engine, server, scheduler, journal)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        async with (
+            background(worker.follow_engine, worker.follow_load, link.run),
+            serving(parts, settings) as server,
+            grpc.aio.insecure_channel(server.address) as channel,
+        ):
+            yield Rig(worker, engine, WorkerServiceStub(channel), scheduler, journal, server.address)
 
 
-async def _rig(worker: Worker, engine: Engine, server: Server, scheduler: FakeScheduler, journal: MemoryJournal) -> Rig:
-    channel = grpc.aio.insecure_channel(server.address)
-    return Rig(worker, engine, WorkerServiceStub(channel), scheduler, journal, server.address)
+@asynccontextmanager
+async def background(*bodies: Callable[[], Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
+    """Runs these inside the block."""
+    tasks = [asyncio.create_task(body()) for body in bodies]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @asynccontextmanager

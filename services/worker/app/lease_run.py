@@ -24,6 +24,7 @@ from services.worker.ports import Ending, Engine, EngineOutput
 _log = structlog.get_logger()
 # An engine that has not ended a request after the last of these is not waited for.
 _ABORT_PATIENCE_S = (0.1, 0.4, 1.5, 3.0)
+_DEADLINE_SLACK_S = 0.1
 
 
 class Stop(Enum):
@@ -150,7 +151,7 @@ class LeaseRun:
                     yield GenerateResponse(delta=delta, sequence=sequence)
             yield GenerateResponse(finished=self._finished, sequence=sequence + 1)
         finally:
-            self.stop(Stop.READER_GONE)
+            self.stop(Stop.DEADLINE if self._deadline_is_near() else Stop.READER_GONE)
 
     async def _read_engine(self) -> None:
         grant = self._work.grant
@@ -246,6 +247,11 @@ class LeaseRun:
                 return
         if self._reading is not None:
             self._reading.cancel()
+
+    def _deadline_is_near(self) -> bool:
+        """A caller's clock may be a little ahead: it goes away at the deadline just before our own timer."""
+        left = self._work.deadline_s
+        return left is not None and self._desk.clock.monotonic() - self._received >= left - _DEADLINE_SLACK_S
 
     def _on_stall(self) -> None:
         metrics.SLOW_READERS.inc()
