@@ -159,15 +159,11 @@ def check_embedding_model(collection: Collection, embedder: Embedder) -> None:
 
 
 async def _best(view: PassageView, legs: Legs, top_k: int) -> list[Hit]:
-    """The best passages after fusion. One that was replaced between two statements gives way to the next."""
+    """The best passages after fusion."""
     rankings = [[ranked.chunk_id for ranked in leg] for leg in (legs.vector, legs.text)]
-    fused = reciprocal_rank_fusion(rankings)
-    found: dict[int, Passage] = {}
-    for start in range(0, len(fused), top_k):
-        found |= await view.passages([chunk_id for chunk_id, _ in fused[start : start + top_k]])
-        if len(found) >= top_k:
-            break
-    return [_hit(found[chunk_id], score, legs) for chunk_id, score in fused if chunk_id in found][:top_k]
+    fused = reciprocal_rank_fusion(rankings)[:top_k]
+    found = await view.passages([chunk_id for chunk_id, _ in fused])
+    return [_hit(found[chunk_id], score, legs) for chunk_id, score in fused if chunk_id in found]
 
 
 def _hit(passage: Passage, score: float, legs: Legs) -> Hit:

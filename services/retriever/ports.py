@@ -130,7 +130,7 @@ class Legs:
 
 
 class PassageView(Protocol):
-    """The passages that the caller may read, within one transaction."""
+    """The passages that the caller may read, at one moment: all calls see the same state of the store."""
 
     async def search(
         self, collections: Sequence[Collection], query: Query, *, embedding: Embeddings | None, depth: int
@@ -139,7 +139,7 @@ class PassageView(Protocol):
         ...
 
     async def passages(self, chunk_ids: Sequence[int]) -> dict[int, Passage]:
-        """Those of the passages that still exist and may still be read."""
+        """Those of the passages that exist and may be read."""
         ...
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import asyncpg
 
@@ -72,13 +72,17 @@ class Database:
             await _close(pool)
 
     @contextlib.asynccontextmanager
-    async def transaction(self, identity: Identity | None) -> AsyncIterator[Connection]:
+    async def transaction(
+        self, identity: Identity | None, *, isolation: Literal["read_committed", "repeatable_read"] = "read_committed"
+    ) -> AsyncIterator[Connection]:
         """A transaction that is committed at the end of the block, rolled back on any error.
+
+        Statements of a `repeatable_read` one all see the same state of the database.
 
         With an identity, row-level security sees `app.tenant_id` (text, '' for an internal caller), `app.principal`
         and `app.groups` (`NULLIF(current_setting('app.groups', true), '')::text[]`), in this transaction only.
         """
-        async with self._connection() as connection, connection.transaction():
+        async with self._connection() as connection, connection.transaction(isolation=isolation):
             if identity is not None:
                 await connection.execute(_SET_IDENTITY, identity.tenant_id, identity.principal, list(identity.groups))
             yield connection

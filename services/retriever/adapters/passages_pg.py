@@ -77,7 +77,8 @@ class PostgresPassages:
 
     @contextlib.asynccontextmanager
     async def view(self, identity: Identity) -> AsyncIterator["_View"]:
-        async with self._db.transaction(identity) as connection:
+        # One snapshot: a document that is replaced meanwhile is found as it was, not lost between two statements.
+        async with self._db.transaction(identity, isolation="repeatable_read") as connection:
             await connection.execute(_TUNE, str(self._tuning.ef_search), str(self._tuning.scan_max))
             yield _View(connection, identity.tenant_id, self._tuning)
 
