@@ -21,7 +21,7 @@ _PARTS = ("worker-1", "scheduler", "router", "retriever", "kafka", "postgres")
 
 
 @pytest.mark.parametrize("name", _PARTS)
-def test_a_killed_process_comes_back_and_the_next_request_works(system: System, name: str) -> None:
+def test_a_killed_process_comes_back_and_the_next_request_works(system: System, name: str, tmp_path: Path) -> None:
     """kill -9 of each process in turn: it is started again, and a request by CLI and SDK is answered."""
     part = system.state.parts[name]
     os.kill(part.pid, signal.SIGKILL)
@@ -32,6 +32,9 @@ def test_a_killed_process_comes_back_and_the_next_request_works(system: System, 
         answer = client.generate("And once more", model="sim-small", max_tokens=2)
         assert list(answer)
         assert answer.finish_reason in {"length", "stop"}
+    (tmp_path / "note.txt").write_text(f"The {name} came back.\n")
+    assert system.json("ingest", str(tmp_path), "-c", "restarts")["documents"] == 1
+    assert system.json("search", "what came back", "-c", "restarts")["hits"]
 
 
 @pytest.fixture
