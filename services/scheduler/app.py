@@ -251,9 +251,11 @@ class Scheduler:
         await self._changed.wait()
 
     async def drain(self) -> None:
-        """Refuse what waits: a caller that asks elsewhere is served sooner."""
+        """Refuse what waits, for a caller that asks elsewhere is served sooner; then make all records durable."""
         self._draining = True
         _refuse(self._calls.values())
+        await asyncio.sleep(0)  # the refused calls give back what they were granted
+        await self.recorded()
 
 
 def _refuse(waiters: Iterable["asyncio.Future[Place]"]) -> None:

@@ -39,7 +39,6 @@ from services.scheduler.settings import SchedulerSettings, TokenPrice
 
 _SCHEDULER = "downstack.scheduler.v1.SchedulerService"
 _LEDGER = "downstack.scheduler.v1.LedgerService"
-_FLUSH_S = 5.0
 
 _ROUTER = Access.service("router")
 _FLEET = Access.any_of(Access.service("router"), Access.scope("usage", "admin"))

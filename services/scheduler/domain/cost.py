@@ -10,6 +10,7 @@ Tokens in flight are those of the scheduler's own leases, so the estimate does n
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from services.scheduler.domain.lease import Occupancy
 from services.scheduler.domain.request import Offer, Price, Priority
@@ -40,8 +41,7 @@ DEFAULT_OBJECTIVES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
+class Estimate(NamedTuple):
     """What one worker would take for one request."""
 
     ttft_ms: float

@@ -1,5 +1,6 @@
 """The record of one placement: what was considered, what was chosen, and why."""
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -49,7 +50,7 @@ def considered(candidates: Sequence[Candidate], chosen: Candidate) -> tuple[Cons
         passed = not candidate.filtered_by
         return (candidate is not chosen, not passed, -candidate.score if passed else 0.0, candidate.estimate.ttft_ms)
 
-    return tuple(_record(candidate) for candidate in sorted(candidates, key=rank)[:MAX_CANDIDATES])
+    return tuple(_record(candidate) for candidate in heapq.nsmallest(MAX_CANDIDATES, candidates, key=rank))
 
 
 def _record(candidate: Candidate) -> Considered:
