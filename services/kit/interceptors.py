@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import grpc.aio
 import structlog
+from google.protobuf.message import DecodeError
 
 from services.kit import context, metrics, telemetry
 from services.kit.errors import DownstackError, Reason
@@ -91,17 +92,22 @@ def _wrapped(handler: Any, details: Any, inner_first: Sequence[Step]) -> Any:
     behaviour = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
     respond = _stream if handler.response_streaming else _unary
     bidi = bool(handler.request_streaming and handler.response_streaming)
+    # A single request is read inside of the steps: after it is known who sends it, and what is no message is refused
+    # like any other mistake. gRPC would call it UNKNOWN.
+    outer, inner = (
+        (handler.request_deserializer, None) if handler.request_streaming else (None, handler.request_deserializer)
+    )
 
     async def serve(request: Any, servicer: Any) -> Any:
         call = ServerCall(details.method, _metadata(details.invocation_metadata), servicer, bidi)
-        proceed: Proceed = partial(respond, behaviour, request, call)
+        proceed: Proceed = partial(_read, inner, partial(respond, behaviour), request, call)
         for step in inner_first:
             proceed = partial(step, call, proceed)
         return await proceed()
 
     return _HANDLERS[bool(handler.request_streaming), bool(handler.response_streaming)](
         serve,
-        request_deserializer=handler.request_deserializer,
+        request_deserializer=outer,
         response_serializer=handler.response_serializer,
     )
 
@@ -112,6 +118,18 @@ _HANDLERS: Mapping[tuple[bool, bool], Callable[..., Any]] = {
     (True, False): grpc.stream_unary_rpc_method_handler,
     (True, True): grpc.stream_stream_rpc_method_handler,
 }
+
+
+async def _read(
+    parse: Callable[[bytes], Any] | None, respond: Callable[..., Any], request: Any, call: ServerCall
+) -> Any:
+    """Reads a single request and has it answered."""
+    if parse is not None:
+        try:
+            request = parse(request)
+        except DecodeError:
+            raise DownstackError(Reason.BAD_ENCODING, "The request is no message of this method.") from None
+    return await respond(request, call)
 
 
 async def _unary(behaviour: Callable[..., Any], request: Any, call: ServerCall) -> Any:

@@ -4,6 +4,8 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
+import structlog
+
 from services.kit.clock import Clock
 from services.kit.errors import Code, DownstackError, Reason
 from services.router.app.accounting import Accounting
@@ -13,6 +15,8 @@ from services.router.domain.attempts import Failed, as_told, deadline_passed, ma
 from services.router.domain.outcome import Cost, FinishReason, Timings, Usage
 from services.router.domain.prompt import Passage
 from services.router.ports import DeltaFrame, FinishedFrame, Placement, SchedulerPort, StartedFrame, WorkerPort
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +89,16 @@ class Generation:
             delivered=run.delivered,
             output_tokens=run.progress.output_tokens,
         )
-        if not may_try_another(failed):
+        again = may_try_another(failed)
+        _log.warning(
+            "attempt failed",
+            worker=placement.worker_id,
+            attempt=run.attempt,
+            reason=error.reason.value,
+            detail=error.message,
+            again=again,
+        )
+        if not again:
             raise as_told(failed) from error
         self._accounting.abandon(run, placement)
         run.placement = None

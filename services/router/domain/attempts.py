@@ -49,7 +49,8 @@ def as_told(failed: Failed) -> DownstackError:
         return deadline_passed(Reason.DEADLINE_IN_GENERATION, output_tokens=output_tokens)
     if error.reason not in _ANOTHER_WORKER_MAY:
         return error
-    metadata = {**error.metadata, "attempts": str(attempt), "output_tokens": str(output_tokens)}
+    # What the worker's own error had to say belongs into the router's log, not into the caller's hands.
+    metadata = {"attempts": str(attempt), "output_tokens": str(output_tokens)}
     if failed.delivered:
         return DownstackError(
             Reason.WORKER_LOST_MID_STREAM,
@@ -59,7 +60,7 @@ def as_told(failed: Failed) -> DownstackError:
     reason = error.reason if error.code == Code.UNAVAILABLE else Reason.NO_HEALTHY_WORKER
     return DownstackError(
         reason,
-        f"no worker could answer after {attempt} attempt{'s' if attempt > 1 else ''}: {error.message}",
+        f"no worker could answer in {attempt} attempt{'s' if attempt > 1 else ''}",
         metadata=metadata,
         retry_after_s=error.retry_after_s or RETRY_AFTER_S,
     )

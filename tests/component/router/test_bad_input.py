@@ -131,3 +131,11 @@ async def test_the_fleet_is_followed(build: Build) -> None:
         await world.scheduler.add_worker(worker_view("worker-0", world.endpoints[0]))
         await world.until_models(["sim-small"])
         assert len(await world.frames(spec())) == 5
+
+
+async def test_text_that_is_no_utf8(world: World) -> None:
+    """Bytes that are no message are the caller's mistake, not a defect of the service."""
+    call = world.channel.unary_unary("/downstack.inference.v1.InferenceService/CountTokens")
+    with refused() as told:
+        await call(b"\x0a\x03\x0a\x01\xff", metadata=bearer("key"))
+    assert told[0].reason == Reason.BAD_ENCODING

@@ -50,7 +50,7 @@ def test_no_worker_could_answer(reason: Reason) -> None:
     """UNAVAILABLE with a time to come back; tickets and defects are the system's business."""
     told = as_told(failed(reason, attempt=2))
     assert told.code == Code.UNAVAILABLE
-    assert told.metadata == {"worker": "w", "attempts": "2", "output_tokens": "0"}
+    assert told.metadata == {"attempts": "2", "output_tokens": "0"}
     assert told.retry_after_s
 
 
