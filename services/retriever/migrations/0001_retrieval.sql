@@ -196,7 +196,8 @@ BEGIN
     RETURN;
   END IF;
   PERFORM pg_advisory_xact_lock(hashtextextended(partition, 0));
-  IF to_regclass(format('retrieval.%I', partition)) IS NOT NULL THEN
+  -- Read from the catalog itself: `to_regclass` may still remember that there was none.
+  IF EXISTS (SELECT FROM pg_class WHERE relname = partition AND relnamespace = 'retrieval'::regnamespace) THEN
     RETURN;
   END IF;
   EXECUTE format(

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import numpy as np
 import pytest
 from downstack.retrieval.v1 import retrieval_pb2 as pb
@@ -30,7 +31,9 @@ async def counts(world: World) -> tuple[int, int, int]:
 async def test_ingested_is_searchable(world: World) -> None:
     """When the call returns, each passage is found with its place in the document."""
     await world.create("books")
-    done = await world.ingest("books", document("bread", MARKDOWN, media_type="text/markdown", title="Bread", uri="x:1"))
+    done = await world.ingest(
+        "books", document("bread", MARKDOWN, media_type="text/markdown", title="Bread", uri="x:1")
+    )
     assert (done.documents, done.unchanged, done.chunks) == (1, 0, 2)
     [hit] = [hit for hit in await world.search("hot steam", "books") if hit.text_rank == 1]
     citation = hit.citation
@@ -117,14 +120,13 @@ async def test_a_document_that_fails_leaves_nothing(make_database: MakeDatabase,
 
 async def test_an_error_in_the_database_leaves_nothing(world: World) -> None:
     """Where the last statement of a document's transaction fails, no trace of the document is left."""
-    import asyncpg  # noqa: PLC0415 - only this test touches the server behind the service's back
-
     await world.create("books")
     owner = await asyncpg.connect(world.address.owner_dsn)
     await owner.execute("ALTER TABLE retrieval.collections ADD CONSTRAINT full_up CHECK (chunks < 2)")
     parts = [pb.IngestRequest(collection="books")]
     parts += [pb.IngestRequest(document=document(name, f"text of {name}")) for name in ("a", "b")]
     error = await world.refusal("Ingest", iter(parts))
+    await owner.execute("ALTER TABLE retrieval.collections DROP CONSTRAINT full_up")
     await owner.close()
     assert error.reason is Reason.INTERNAL  # a constraint of the test's own
     assert await counts(world) == (1, 1, 1)
