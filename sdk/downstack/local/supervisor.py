@@ -112,7 +112,11 @@ class Supervisor:
         await self._wait_for(step.after)
         began = time.monotonic()
         self._set_part(step.name, state=PartState.STARTING)
-        await step.run()
+        try:
+            await step.run()
+        except LocalError as error:
+            self._set_part(step.name, state=PartState.FAILED, detail=str(error))
+            raise
         self._ready(step.name, began)
 
     async def _keep(self, kept: Kept) -> None:

@@ -112,6 +112,20 @@ async def test_a_part_that_cannot_start_ends_the_run(folder: DataFolder) -> None
     assert not any(map(alive, pids))
 
 
+async def test_a_step_that_fails_ends_the_run(folder: DataFolder) -> None:
+    async def step() -> None:
+        raise LocalError("the tables do not fit")
+
+    plan = StandInPlan(folder, config_for(folder.path), {"one": "plain"}, after={"step": {"one"}}, steps={"step": step})
+    watcher = Watcher()
+    supervisor = Supervisor(config_for(folder.path), folder=folder, plan=plan, on_change=watcher.see)
+    with pytest.raises(LocalError, match="the tables do not fit"):
+        await supervisor.run()
+    last = watcher.states[-1]
+    assert (last.parts["step"].state, last.parts["one"].state) == (PartState.FAILED, PartState.STOPPED)
+    assert last.error == last.parts["step"].detail
+
+
 async def test_a_part_that_ignores_the_signal_is_killed_within_the_budget(folder: DataFolder) -> None:
     plan = StandInPlan(folder, config_for(folder.path), {"deaf": "stubborn"})
     async with running(folder, plan) as watcher:
