@@ -77,18 +77,23 @@ class Step(Protocol):
 
 
 class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # the base class has no types
-    """Runs the steps around every call, the first one outermost."""
+    """Runs the steps around every call, the first one outermost.
 
-    def __init__(self, steps: Sequence[Step]) -> None:
+    A single request of more than `max_request_bytes` is refused with a reason; gRPC's own limit lies higher and gives
+    none.
+    """
+
+    def __init__(self, steps: Sequence[Step], *, max_request_bytes: int) -> None:
         self._steps = tuple(reversed(steps))
+        self._max_request_bytes = max_request_bytes
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
         """The handler of the call with the steps around it; None for a method that nobody serves."""
         handler = await continuation(details)
-        return None if handler is None else _wrapped(handler, details, self._steps)
+        return None if handler is None else _wrapped(handler, details, self._steps, self._max_request_bytes)
 
 
-def _wrapped(handler: Any, details: Any, inner_first: Sequence[Step]) -> Any:
+def _wrapped(handler: Any, details: Any, inner_first: Sequence[Step], max_request_bytes: int) -> Any:
     behaviour = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
     respond = _stream if handler.response_streaming else _unary
     bidi = bool(handler.request_streaming and handler.response_streaming)
@@ -98,9 +103,11 @@ def _wrapped(handler: Any, details: Any, inner_first: Sequence[Step]) -> Any:
         (handler.request_deserializer, None) if handler.request_streaming else (None, handler.request_deserializer)
     )
 
+    read = partial(_read, inner, partial(respond, behaviour), max_request_bytes)
+
     async def serve(request: Any, servicer: Any) -> Any:
         call = ServerCall(details.method, _metadata(details.invocation_metadata), servicer, bidi)
-        proceed: Proceed = partial(_read, inner, partial(respond, behaviour), request, call)
+        proceed: Proceed = partial(read, request, call)
         for step in inner_first:
             proceed = partial(step, call, proceed)
         return await proceed()
@@ -121,10 +128,16 @@ _HANDLERS: Mapping[tuple[bool, bool], Callable[..., Any]] = {
 
 
 async def _read(
-    parse: Callable[[bytes], Any] | None, respond: Callable[..., Any], request: Any, call: ServerCall
+    parse: Callable[[bytes], Any] | None, respond: Callable[..., Any], max_bytes: int, request: Any, call: ServerCall
 ) -> Any:
     """Reads a single request and has it answered."""
     if parse is not None:
+        if len(request) > max_bytes:
+            raise DownstackError(
+                Reason.MESSAGE_TOO_LARGE,
+                f"The request has {len(request)} bytes, and {max_bytes} are the most; send less at once.",
+                metadata={"bytes": str(len(request)), "max_bytes": str(max_bytes)},
+            )
         try:
             request = parse(request)
         except DecodeError:

@@ -21,6 +21,7 @@ _log = structlog.get_logger()
 # Clients ping every 30 s; gRPC's own floor of 300 s would end their connections during a long prefill.
 _PING_FLOOR_MS = 10_000
 # A caller that vanished is noticed within half a minute.
+_HARD_LIMIT_FACTOR = 4
 _KEEPALIVE_MS = 20_000
 _KEEPALIVE_TIMEOUT_MS = 10_000
 # For handlers that were cut off to put their accounts in order, and then for gRPC to send the last statuses.
@@ -93,7 +94,8 @@ class Server:
         self._drained = False
         deadline = Deadline(default_s=settings.default_deadline_s, is_endless=self._admission.is_endless)
         steps: list[Step] = [Telemetry(), self._admission, self._identification, deadline]
-        self._server = grpc.aio.server(interceptors=[Interceptor(steps)], options=_options(settings))
+        interceptor = Interceptor(steps, max_request_bytes=settings.max_message_bytes)
+        self._server = grpc.aio.server(interceptors=[interceptor], options=_options(settings))
         self.health = Health()
         self.address = ""
 
@@ -190,7 +192,8 @@ async def _within(hurry: asyncio.Event | None, work: Any) -> None:
 def _options(settings: ServiceSettings) -> list[tuple[str, int]]:
     return [
         ("grpc.so_reuseport", int(settings.reuse_port)),
-        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        # Above the service's own limit, so that what is a little too large is refused with a reason.
+        ("grpc.max_receive_message_length", _HARD_LIMIT_FACTOR * settings.max_message_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),

@@ -87,8 +87,8 @@ class ServiceSettings(_Base):
     default_deadline_s: float = Field(default=300.0, gt=0, le=86_400)
     """Seconds that a call may take where the caller sets no deadline."""
 
-    max_message_bytes: int = Field(default=4 * 1024 * 1024, ge=1024, le=2**31 - 1)
-    """The largest message that is accepted. A larger one is RESOURCE_EXHAUSTED."""
+    max_message_bytes: int = Field(default=4 * 1024 * 1024, ge=1024, le=2**29 - 1)
+    """The largest request that is accepted, in bytes; of a stream of requests, a quarter of the largest message."""
 
     max_in_flight: int = Field(default=4096, ge=1)
     """The most calls that run at once. More are refused with OVERLOADED."""

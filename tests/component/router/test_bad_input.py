@@ -1,6 +1,5 @@
 """What is refused before anything is spent: one status and one reason each, and a record."""
 
-import grpc
 import pytest
 from downstack.inference.v1 import inference_pb2 as inference_pb
 from downstack.types.v1 import chat_pb2 as chat_pb
@@ -87,9 +86,10 @@ async def test_a_prompt_over_the_context(world: World) -> None:
 
 async def test_an_oversize_message(world: World) -> None:
     """Over 4 MiB nothing is read."""
-    with pytest.raises(grpc.aio.AioRpcError) as raised:
+    with refused() as told:
         await world.frames(spec("x" * (4 * 1024 * 1024 + 1)))
-    assert raised.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert told[0].reason == Reason.MESSAGE_TOO_LARGE
+    assert told[0].metadata["max_bytes"] == str(4 * 1024 * 1024)
     assert len(await world.frames(spec())) == 5
 
 
