@@ -19,6 +19,9 @@ SELECT set_config('plan_cache_mode', 'force_custom_plan', true),
        set_config('hnsw.iterative_scan', 'relaxed_order', true),
        set_config('hnsw.ef_search', $1, true), set_config('hnsw.max_scan_tuples', $2, true)
 """
+# The planner knows nothing of how far a filtered index scan goes, and little of the index's worth; `choose_scan` does.
+BY_INDEX = "SELECT set_config('enable_sort', 'off', true)"
+_BY_COST = "SELECT set_config('enable_sort', 'on', true)"
 _FILTER = """
 SELECT coalesce(array_agg(document_key), '{}') AS documents, coalesce(sum(chunks), 0) AS chunks
   FROM retrieval.documents WHERE tenant_id = $1 AND collection_id = ANY ($2) AND metadata @> $3::jsonb
@@ -126,11 +129,14 @@ class _View:
     async def _near(self, scope: _Scope, plan: ScanPlan, embedding: Embeddings, depth: int) -> list[Ranked]:
         SCANS.labels(plan.scan.value).inc()
         values = (scope.tenant_id, scope.collection_ids, scope.documents, str(embedding.tolist()), depth)
-        found = await self._ranked(HNSW if plan.scan is Scan.HNSW else EXACT, values)
-        if plan.scan is Scan.HNSW and len(found) < min(depth, scope.candidates):
+        if plan.scan is Scan.HNSW:
+            await self._connection.execute(BY_INDEX)
+            found = await self._ranked(HNSW, values)
+            await self._connection.execute(_BY_COST)
+            if len(found) >= min(depth, scope.candidates):
+                return found
             FALLBACKS.inc()
-            return await self._ranked(EXACT, values)
-        return found
+        return await self._ranked(EXACT, values)
 
     async def _worded(self, scope: _Scope, text: str, depth: int) -> list[Ranked]:
         bounds = (depth, self._tuning.text_candidates, max(depth, self._tuning.text_rescored))
