@@ -3,20 +3,27 @@
 Each worker owns the mirror of its cache and sends it as a snapshot followed by deltas, numbered within an epoch. A gap
 makes that worker's part untrusted: it answers no look-up until a snapshot has replaced it.
 
-A block's owners are one integer with a bit for each worker, so that one walk along a prompt's hashes finds the resident
-prefix of every worker.
+One walk along a prompt's hashes finds the resident prefix of every worker.
 """
 
+import heapq
 import sys
+from array import array
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
+
 from services.scheduler.domain.kv import Cleared, Delta, Removed, SnapshotPart, Stored
+from services.scheduler.domain.owners import Owners
 from services.scheduler.domain.predictions import Predictions
 
-# What CPython takes for an integer of 64 bits, and for an owners' integer of up to 60 workers.
-_INT_BYTES = 36
+# A part's log is rewritten when it has that many stale entries, and more of them than blocks.
+_MIN_STALE = 64
+# Up to so many workers are cheaper to name one by one.
+_FEW = 4
 
 
 @dataclass(slots=True)
@@ -30,12 +37,18 @@ class _Assembly:
 
 @dataclass(slots=True)
 class _Part:
-    """One worker's part. `pending` are deltas that came while a snapshot was awaited."""
+    """One worker's part. `pending` are deltas that came while a snapshot was awaited.
+
+    `log` names every block that the worker holds, and some that it held: the owners decide. A set would take eight
+    times as much.
+    """
 
     worker_id: str
-    bit: int
+    number: int
     pending: deque[Delta]
-    blocks: set[int] = field(default_factory=set)
+    bit: int
+    log: "array[int]" = field(default_factory=lambda: array("Q"))
+    held: int = 0
     epoch: str = ""
     sequence: int = 0
     trusted: bool = False
@@ -48,38 +61,67 @@ class BlockIndex:
     def __init__(self, *, max_blocks_per_worker: int, max_pending_deltas: int, max_predicted_blocks: int) -> None:
         self._max_blocks = max_blocks_per_worker
         self._max_pending = max_pending_deltas
-        self._owners: dict[int, int] = {}
+        self._owners = Owners()
         self._parts: dict[str, _Part] = {}
-        self._by_bit: dict[int, _Part] = {}
+        self._by_number: dict[int, _Part] = {}
+        self._free_numbers: list[int] = []
+        self._width = 0
         self._trusted = 0
         self._predictions = Predictions(max_blocks=max_predicted_blocks)
         self.overflows = 0
 
     def longest(self, hashes: Sequence[int]) -> dict[str, int]:
         """The resident prefix of each worker that has one, in blocks."""
-        found: dict[str, int] = {}
-        alive = -1
-        depth = 0
-        for block in hashes:
-            here = ((self._owners.get(block, 0) & self._trusted) | self._predictions.owners(block)) & alive
-            if here != alive and depth:
-                self._note(found, alive & ~here, depth)
-            alive = here
-            if not alive:
-                return found
-            depth += 1
-        if depth:
-            self._note(found, alive, depth)
+        return {
+            self._by_number[number].worker_id: depth
+            for owners, depth in self._levels(hashes)
+            for number in _numbers(owners)
+        }
+
+    def depths(self, hashes: Sequence[int]) -> npt.NDArray[np.int64]:
+        """The resident prefix of each worker, in blocks, at the worker's `number`."""
+        found = np.zeros(self._width, np.int64)
+        for owners, depth in self._levels(hashes):
+            if owners.bit_count() <= _FEW:
+                for number in _numbers(owners):
+                    found[number] = depth
+            else:
+                octets = owners.to_bytes((self._width + 7) // 8, "little")
+                flags = np.unpackbits(np.frombuffer(octets, np.uint8), count=self._width, bitorder="little")
+                found[flags.view(np.bool_)] = depth
         return found
 
-    def _note(self, found: dict[str, int], owners: int, depth: int) -> None:
-        for bit in _bits(owners):
-            found[self._by_bit[bit].worker_id] = depth
+    def number(self, worker_id: str) -> int:
+        """A small number that is the worker's until it is dropped."""
+        return self._part(worker_id).number
+
+    def _levels(self, hashes: Sequence[int]) -> list[tuple[int, int]]:
+        """The owners of a prefix, as bits, and its blocks: the shortest first, each worker once."""
+        levels: list[tuple[int, int]] = []
+        trusted, alive, depth = self._trusted, -1, 0
+        held_before: int | None = -1
+        guess_before: int | None = -1
+        for held, guess in zip(self._owners.of(hashes), self._predictions.owners(hashes), strict=True):
+            if held is not held_before or guess is not guess_before:
+                held_before, guess_before = held, guess
+                here = (((held or 0) & trusted) | (guess or 0)) & alive
+                if here != alive:
+                    if depth:
+                        levels.append((alive & ~here, depth))
+                    alive = here
+                    if not alive:
+                        return levels
+            depth += 1
+        if depth:
+            levels.append((alive, depth))
+        return levels
 
     def predict(self, worker_id: str, hashes: Sequence[int], *, until: float) -> None:
         """Count blocks as resident for a while: the worker was just given a prompt that will make them so."""
         part = self._part(worker_id)
-        self._predictions.add(part.bit, [block for block in hashes if block not in part.blocks], until=until)
+        known = self._owners.has(part.bit, hashes)
+        missing = [block for block, has in zip(hashes, known, strict=True) if not has]
+        self._predictions.add(part.bit, missing, until=until)
 
     def expire(self, now: float) -> None:
         """Drop the predictions that were not borne out in time."""
@@ -136,8 +178,9 @@ class BlockIndex:
 
     def _adopt(self, part: _Part, assembly: _Assembly) -> bool:
         part.assembly = None
-        self._remove(part, tuple(part.blocks - assembly.blocks))
-        self._store(part, tuple(assembly.blocks - part.blocks))
+        resident = self._resident(part)
+        self._remove(part, tuple(resident - assembly.blocks))
+        self._store(part, tuple(assembly.blocks - resident))
         part.epoch, part.sequence = assembly.epoch, assembly.sequence
         self._trust(part)
         pending = [delta for delta in part.pending if delta.epoch == part.epoch]
@@ -156,7 +199,8 @@ class BlockIndex:
         self._empty(part)
         self._distrust(part)
         self._predictions.drop(part.bit)
-        del self._by_bit[part.bit]
+        del self._by_number[part.number]
+        heapq.heappush(self._free_numbers, part.number)
 
     def trusted(self, worker_id: str) -> bool:
         part = self._parts.get(worker_id)
@@ -170,11 +214,11 @@ class BlockIndex:
     def resident(self, worker_id: str) -> frozenset[int]:
         """The blocks of a worker's part, trusted or not."""
         part = self._parts.get(worker_id)
-        return frozenset(part.blocks) if part is not None else frozenset()
+        return frozenset(self._resident(part)) if part is not None else frozenset()
 
     def blocks_of(self, worker_id: str) -> int:
         part = self._parts.get(worker_id)
-        return len(part.blocks) if part is not None else 0
+        return part.held if part is not None else 0
 
     @property
     def blocks(self) -> int:
@@ -187,33 +231,40 @@ class BlockIndex:
 
     def memory_bytes(self) -> int:
         """An estimate of the memory taken, predictions included."""
-        sets = sum(sys.getsizeof(part.blocks) for part in list(self._parts.values()))
-        return (
-            sys.getsizeof(self._owners) + 2 * _INT_BYTES * len(self._owners) + sets + self._predictions.memory_bytes()
-        )
+        logs = sum(sys.getsizeof(part.log) for part in list(self._parts.values()))
+        return self._owners.memory_bytes() + logs + self._predictions.memory_bytes()
 
     def validate(self) -> None:
         """Check the invariants: the owners are the union of the parts, and nothing else."""
         union: dict[int, int] = {}
         for part in self._parts.values():
-            assert self._by_bit[part.bit] is part
+            assert self._by_number[part.number] is part
+            assert part.bit == 1 << part.number
             assert part.trusted == bool(self._trusted & part.bit)
-            assert len(part.blocks) <= self._max_blocks
-            for block in part.blocks:
+            blocks = self._resident(part)
+            assert part.held == len(blocks) <= self._max_blocks
+            assert len(part.log) <= 2 * part.held + _MIN_STALE
+            for block in blocks:
                 union[block] = union.get(block, 0) | part.bit
-        assert union == self._owners
-        assert len(self._by_bit) == len(self._parts)
+        assert union == self._owners.as_dict()
+        assert len(self._by_number) == len(self._parts)
+        assert sorted([*self._by_number, *self._free_numbers]) == list(range(self._width))
         self._predictions.validate()
 
     def _part(self, worker_id: str) -> _Part:
         part = self._parts.get(worker_id)
         if part is None:
-            bit = 1
-            while bit in self._by_bit:
-                bit <<= 1
-            part = _Part(worker_id, bit, deque(maxlen=self._max_pending))
-            self._parts[worker_id] = self._by_bit[bit] = part
+            if self._free_numbers:
+                number = heapq.heappop(self._free_numbers)
+            else:
+                number, self._width = self._width, self._width + 1
+            part = _Part(worker_id, number, deque(maxlen=self._max_pending), bit=1 << number)
+            self._parts[worker_id] = self._by_number[number] = part
         return part
+
+    def _resident(self, part: _Part) -> set[int]:
+        known = self._owners.has(part.bit, part.log)
+        return {block for block, has in zip(part.log, known, strict=True) if has}
 
     def _trust(self, part: _Part) -> None:
         part.trusted = True
@@ -224,29 +275,28 @@ class BlockIndex:
         self._trusted &= ~part.bit
 
     def _store(self, part: _Part, hashes: Sequence[int]) -> None:
-        owners, bit = self._owners, part.bit
-        part.blocks.update(hashes)
-        for block in hashes:
-            owners[block] = owners.get(block, 0) | bit
-        self._predictions.settle(bit, hashes)
+        added = self._owners.add(part.bit, hashes)
+        part.log.extend(added)
+        part.held += len(added)
+        self._predictions.settle(part.bit, hashes)
+        self._tidy(part)
 
     def _remove(self, part: _Part, hashes: Sequence[int]) -> None:
-        owners, gone = self._owners, ~part.bit
-        part.blocks.difference_update(hashes)
-        for block in hashes:
-            left = owners.get(block, 0) & gone
-            if left:
-                owners[block] = left
-            else:
-                owners.pop(block, None)
+        part.held -= self._owners.discard(part.bit, hashes)
         self._predictions.settle(part.bit, hashes)
+        self._tidy(part)
+
+    def _tidy(self, part: _Part) -> None:
+        """Keep the stale entries of a part's log from outnumbering its blocks."""
+        if len(part.log) > 2 * part.held + _MIN_STALE:
+            part.log = array("Q", self._resident(part))
 
     def _empty(self, part: _Part) -> None:
-        self._remove(part, tuple(part.blocks))
+        self._remove(part, tuple(self._resident(part)))
         self._predictions.drop(part.bit)
 
     def _overflowed(self, part: _Part) -> bool:
-        if len(part.blocks) <= self._max_blocks:
+        if part.held <= self._max_blocks:
             return False
         self.overflows += 1
         self._empty(part)
@@ -254,8 +304,8 @@ class BlockIndex:
         return True
 
 
-def _bits(mask: int) -> Iterator[int]:
-    while mask:
-        bit = mask & -mask
-        yield bit
-        mask ^= bit
+def _numbers(owners: int) -> Iterator[int]:
+    while owners:
+        number = (owners & -owners).bit_length() - 1
+        yield number
+        owners ^= 1 << number

@@ -6,7 +6,9 @@ would scatter over all workers.
 
 import heapq
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+
+from services.scheduler.domain.owners import Owners
 
 
 class Predictions:
@@ -14,14 +16,15 @@ class Predictions:
 
     def __init__(self, *, max_blocks: int) -> None:
         self._max_blocks = max_blocks
-        self._owners: dict[int, int] = {}
+        self._owners = Owners()
         self._until: dict[int, dict[int, float]] = {}
         self._batches: list[tuple[float, int, int, Sequence[int]]] = []
         self._added = 0
         self._held = 0
 
-    def owners(self, block: int) -> int:
-        return self._owners.get(block, 0)
+    def owners(self, hashes: Iterable[int]) -> Iterator[int | None]:
+        """The workers of each block, as bits; None for no worker."""
+        return self._owners.of(hashes)
 
     @property
     def blocks(self) -> int:
@@ -32,11 +35,11 @@ class Predictions:
         if not hashes:
             return
         believed = self._until.setdefault(bit, {})
-        for block in hashes:
-            if block not in believed:
-                self._held += 1
-                self._owners[block] = self._owners.get(block, 0) | bit
-            believed[block] = max(until, believed.get(block, until))
+        if believed.keys().isdisjoint(hashes):
+            believed.update(dict.fromkeys(hashes, until))
+        else:
+            believed.update({block: max(until, believed.get(block, until)) for block in hashes})
+        self._held += len(self._owners.add(bit, hashes))
         self._added += 1
         heapq.heappush(self._batches, (until, self._added, bit, hashes))
         while self._held > self._max_blocks:
@@ -56,15 +59,8 @@ class Predictions:
         believed = self._until.get(bit)
         if not believed:
             return
-        for block in hashes:
-            if believed.pop(block, None) is None:
-                continue
-            self._held -= 1
-            left = self._owners[block] & ~bit
-            if left:
-                self._owners[block] = left
-            else:
-                del self._owners[block]
+        settled = [block for block in hashes if believed.pop(block, None) is not None]
+        self._held -= self._owners.discard(bit, settled)
 
     def drop(self, bit: int) -> None:
         """Forget all predictions about a worker."""
@@ -73,7 +69,7 @@ class Predictions:
 
     def memory_bytes(self) -> int:
         tables = sum(sys.getsizeof(believed) for believed in list(self._until.values()))
-        return sys.getsizeof(self._owners) + tables + sys.getsizeof(self._batches)
+        return self._owners.memory_bytes() + tables + sys.getsizeof(self._batches)
 
     def validate(self) -> None:
         """Check the invariants: owners and lives agree, and the bound holds."""
@@ -81,6 +77,6 @@ class Predictions:
         for bit, believed in self._until.items():
             for block in believed:
                 union[block] = union.get(block, 0) | bit
-        assert union == self._owners
+        assert union == self._owners.as_dict()
         assert self._held == sum(len(believed) for believed in self._until.values())
         assert self._held <= self._max_blocks
