@@ -106,6 +106,7 @@ class AuditRecorded(google.protobuf.message.Message):
     DOCUMENTS_READ_FIELD_NUMBER: builtins.int
     ADMINISTERED_FIELD_NUMBER: builtins.int
     CALLER_EVENT_FIELD_NUMBER: builtins.int
+    GRANT_FIELD_NUMBER: builtins.int
     tenant_id: builtins.str
     """tenant_id is the tenant's UUID."""
     request_id: builtins.str
@@ -148,6 +149,12 @@ class AuditRecorded(google.protobuf.message.Message):
     def caller_event(self) -> global___CallerRecorded:
         """caller_event is the caller's own."""
 
+    @property
+    def grant(self) -> downstack.scheduler.v1.scheduler_pb2.LeaseGrant:
+        """grant is what the lease of `decided` was granted for, without its cache_salt: enough to close the lease with a usage
+        record when nobody else can. Set with `decided` only.
+        """
+
     def __init__(
         self,
         *,
@@ -164,9 +171,10 @@ class AuditRecorded(google.protobuf.message.Message):
         documents_read: global___DocumentsRead | None = ...,
         administered: global___Administered | None = ...,
         caller_event: global___CallerRecorded | None = ...,
+        grant: downstack.scheduler.v1.scheduler_pb2.LeaseGrant | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["administered", b"administered", "admitted", b"admitted", "caller_event", b"caller_event", "decided", b"decided", "documents_read", b"documents_read", "fact", b"fact", "finished", b"finished", "occurred_at", b"occurred_at", "refused", b"refused"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["administered", b"administered", "admitted", b"admitted", "caller_event", b"caller_event", "conversation_id", b"conversation_id", "decided", b"decided", "documents_read", b"documents_read", "fact", b"fact", "finished", b"finished", "key_id", b"key_id", "occurred_at", b"occurred_at", "principal", b"principal", "refused", b"refused", "request_id", b"request_id", "tenant_id", b"tenant_id"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["administered", b"administered", "admitted", b"admitted", "caller_event", b"caller_event", "decided", b"decided", "documents_read", b"documents_read", "fact", b"fact", "finished", b"finished", "grant", b"grant", "occurred_at", b"occurred_at", "refused", b"refused"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["administered", b"administered", "admitted", b"admitted", "caller_event", b"caller_event", "conversation_id", b"conversation_id", "decided", b"decided", "documents_read", b"documents_read", "fact", b"fact", "finished", b"finished", "grant", b"grant", "key_id", b"key_id", "occurred_at", b"occurred_at", "principal", b"principal", "refused", b"refused", "request_id", b"request_id", "tenant_id", b"tenant_id"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["fact", b"fact"]) -> typing.Literal["admitted", "decided", "refused", "finished", "documents_read", "administered", "caller_event"] | None: ...
 
 global___AuditRecorded = AuditRecorded
