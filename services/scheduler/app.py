@@ -129,7 +129,7 @@ class Scheduler:
             self.apply(PlaceRequested(call, request))
             placed = await waiter
             if not placed.again:
-                await self._journal.decided(placed.decision, request)
+                await self._journal.decided(placed.decision, placed.grant)
         except BaseException as error:
             self._undo(call, waiter)
             if isinstance(error, DownstackError):

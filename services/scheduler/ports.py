@@ -1,12 +1,13 @@
 """What the scheduler needs of the world."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from services.scheduler.domain.decision import Decision
 from services.scheduler.domain.instructions import RecordUsage, RecordWorker
+from services.scheduler.domain.lease import Grant
 from services.scheduler.domain.ledger import DecisionEntry, Grouping, Page, UsageEntry, UsageFilter, UsageTotal
-from services.scheduler.domain.request import Request
+from services.scheduler.domain.reconcile import Compared, Position, Unmatched
 
 
 class Journal(Protocol):
@@ -16,12 +17,20 @@ class Journal(Protocol):
         """Return if new work can be recorded."""
         ...
 
-    async def decided(self, decision: Decision, request: Request) -> None:
-        """Record a placement."""
+    async def decided(self, decision: Decision, grant: Grant) -> None:
+        """Record a placement, with all that is needed to close its lease later."""
         ...
 
     async def closed(self, record: RecordUsage) -> None:
         """Record the usage of a lease whose worker will not."""
+        ...
+
+    async def reconciled(self, lease: Unmatched) -> None:
+        """Record a lease of which nothing more is known as unused. The same lease always gives the same record."""
+        ...
+
+    def backlog_s(self) -> float:
+        """How long the oldest record has waited for its way to the ledger; 0 if none waits."""
         ...
 
     async def worker_changed(self, record: RecordWorker) -> None:
@@ -38,12 +47,18 @@ class Meter(Protocol):
 
     def closed(self, ending: str) -> None: ...
 
+    def late(self, source: str) -> None: ...
+
+    def reconciled(self) -> None: ...
+
+    def unmatched(self, leases: int) -> None: ...
+
 
 class LedgerStore(Protocol):
     """The ledger's tables. Every call sees and writes one tenant's rows only. All raise DEPENDENCY_UNAVAILABLE."""
 
-    async def add_usage(self, tenant_id: str, entries: Sequence[UsageEntry]) -> int:
-        """Add rows; a lease that has one keeps it. Returns the number that were new."""
+    async def add_usage(self, tenant_id: str, entries: Sequence[UsageEntry]) -> list[UsageEntry]:
+        """Add rows; a lease that has one keeps it. Returns the entries whose lease has a row that says otherwise."""
         ...
 
     async def add_decisions(self, tenant_id: str, entries: Sequence[DecisionEntry]) -> int:
@@ -60,4 +75,16 @@ class LedgerStore(Protocol):
 
     async def decisions(self, tenant_id: str, request_id: str) -> list[DecisionEntry]:
         """The decisions of a request, first to last."""
+        ...
+
+
+class LedgerGaps(Protocol):
+    """Compares the ledger's decisions with its rows. All raise DEPENDENCY_UNAVAILABLE."""
+
+    def tenants(self) -> AsyncIterator[str]:
+        """The ids of all tenants."""
+        ...
+
+    async def compare(self, tenant_id: str, *, after: Position, older_than_s: float, limit: int) -> Compared:
+        """Look at up to `limit` of a tenant's decisions that have been in the ledger for that long."""
         ...

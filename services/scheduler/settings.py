@@ -123,6 +123,18 @@ class SchedulerSettings(ServiceSettings, PostgresSettings, EventSettings, Accoun
     report_interval_s: float = Field(default=_L.report_interval_s, ge=0.1, le=60)
     """Time between two load reports of a worker at most."""
 
+    reconcile_interval_s: float = Field(default=60.0, gt=0)
+    """Time between two comparisons of the ledger's decisions with its rows."""
+
+    reconcile_after_s: float = Field(default=300.0, gt=0)
+    """Time for the record of a lease that could no longer begin to reach the ledger. Then it is closed as unused."""
+
+    reconcile_lookback_s: float = Field(default=604_800.0, gt=0)
+    """How far back the first comparison after a start looks."""
+
+    reconcile_max_pending: int = Field(default=1000, ge=1)
+    """Leases closed by comparison whose rows are awaited; no more are closed beyond it."""
+
     def limits(self) -> Limits:
         """The bounds that the brain keeps to."""
         return Limits(**{name: getattr(self, name) for name in Limits.__dataclass_fields__})

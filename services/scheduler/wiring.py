@@ -3,12 +3,14 @@
 import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 from downstack.scheduler.v1.ledger_pb2_grpc import add_LedgerServiceServicer_to_server
 from downstack.scheduler.v1.scheduler_pb2_grpc import add_SchedulerServiceServicer_to_server
 
 from services.kit.accounts.authenticator import ApiKeyAuthenticator
 from services.kit.accounts.cache import KeyCache
+from services.kit.accounts.store import AccountStore
 from services.kit.clock import Clock, SystemClock
 from services.kit.errors import StartupError
 from services.kit.events.consumer import EventConsumer
@@ -21,6 +23,7 @@ from services.kit.pg.migrate import migrate
 from services.kit.pg.pool import Database
 from services.kit.server import Binding, ServiceParts
 from services.scheduler.adapters.ledger_consumer import LedgerConsumer
+from services.scheduler.adapters.ledger_gaps import PostgresGaps
 from services.scheduler.adapters.ledger_servicer import LedgerServicer
 from services.scheduler.adapters.ledger_store import PostgresLedger
 from services.scheduler.adapters.meter import PrometheusMeter
@@ -33,8 +36,10 @@ from services.scheduler.domain.brain import Brain
 from services.scheduler.domain.cost import DEFAULT_OBJECTIVES
 from services.scheduler.domain.policies.registry import policies
 from services.scheduler.domain.prices import PriceList
+from services.scheduler.domain.reconcile import Patience, standing_of
 from services.scheduler.domain.request import Price
 from services.scheduler.ports import LedgerStore
+from services.scheduler.reconciler import ReconcileLimits, Reconciler
 from services.scheduler.settings import SchedulerSettings, TokenPrice
 
 _SCHEDULER = "downstack.scheduler.v1.SchedulerService"
@@ -90,16 +95,24 @@ async def wire(settings: SchedulerSettings) -> AsyncIterator[ServiceParts]:
             meter=meter,
             limits=ShellLimits(tick_s=settings.tick_s, max_orders=settings.max_orders),
         )
-        relay = Relay(outbox, bootstrap=settings.kafka_bootstrap)
-        consumer = EventConsumer(
-            settings.kafka_bootstrap, group=LEDGER_GROUP, topics=[USAGE, AUDIT], handle=LedgerConsumer(store).handle
+        gaps = PostgresGaps(db, AccountStore(db, pepper=settings.key_pepper.get_secret_value().encode(), clock=clock))
+        reconciler = Reconciler(
+            gaps,
+            journal=journal,
+            meter=meter,
+            standing=partial(standing_of, book=brain.book, fleet=brain.fleet),
+            clock=clock,
+            limits=reconcile_limits(settings),
         )
+        relay = Relay(outbox, bootstrap=settings.kafka_bootstrap)
+        handle = LedgerConsumer(store, meter=meter).handle
+        consumer = EventConsumer(settings.kafka_bootstrap, group=LEDGER_GROUP, topics=[USAGE, AUDIT], handle=handle)
 
         yield ServiceParts(
             bindings=bindings(scheduler, store, scheduler_id=scheduler_id, secret=settings.secret_bytes, clock=clock),
             access=ACCESS,
             authenticator=_authenticator(settings, db, clock),
-            tasks=[scheduler.run_ticks, scheduler.run_records, relay.run, consumer.run],
+            tasks=[scheduler.run_ticks, scheduler.run_records, relay.run, consumer.run, reconciler.run],
             ready=db.ping,
             on_drain=scheduler.drain,
             endless=ENDLESS,
@@ -120,6 +133,18 @@ def make_brain(settings: SchedulerSettings, clock: Clock) -> Brain:
         new_lease_id=lambda: new_id("lse"),
         known_models=settings.prices,
         started_at=clock.monotonic(),
+    )
+
+
+def reconcile_limits(settings: SchedulerSettings) -> ReconcileLimits:
+    """The bounds of comparing the ledger with itself."""
+    idle_s = settings.ticket_ttl_s + settings.start_grace_s + settings.lost_grace_s + settings.reconcile_after_s
+    return ReconcileLimits(
+        patience=Patience(idle_s=idle_s, unseen_s=idle_s + settings.lease_max_s),
+        interval_s=settings.reconcile_interval_s,
+        blind_s=settings.reconcile_after_s / 2,
+        lookback_s=settings.reconcile_lookback_s,
+        max_pending=settings.reconcile_max_pending,
     )
 
 

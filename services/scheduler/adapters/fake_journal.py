@@ -3,7 +3,8 @@
 from services.kit.errors import DownstackError, Reason
 from services.scheduler.domain.decision import Decision
 from services.scheduler.domain.instructions import RecordUsage, RecordWorker
-from services.scheduler.domain.request import Request
+from services.scheduler.domain.lease import Grant
+from services.scheduler.domain.reconcile import Unmatched
 
 
 class FakeJournal:
@@ -11,7 +12,10 @@ class FakeJournal:
 
     def __init__(self) -> None:
         self.full = False
+        self.backlog = 0.0
         self.decisions: list[Decision] = []
+        self.grants: list[Grant] = []
+        self.closures: list[Unmatched] = []
         self.usage: list[RecordUsage] = []
         self.workers: list[RecordWorker] = []
 
@@ -19,13 +23,21 @@ class FakeJournal:
         if self.full:
             raise DownstackError(Reason.JOURNAL_FULL, "the journal is full")
 
-    async def decided(self, decision: Decision, request: Request) -> None:  # noqa: ARG002  the port's signature
+    async def decided(self, decision: Decision, grant: Grant) -> None:
         self.check_open()
         self.decisions.append(decision)
+        self.grants.append(grant)
 
     async def closed(self, record: RecordUsage) -> None:
         self.check_open()
         self.usage.append(record)
+
+    async def reconciled(self, lease: Unmatched) -> None:
+        self.check_open()
+        self.closures.append(lease)
+
+    def backlog_s(self) -> float:
+        return self.backlog
 
     async def worker_changed(self, record: RecordWorker) -> None:
         self.check_open()

@@ -22,11 +22,12 @@ class FakeLedger:
         self._usage: dict[str, tuple[str, UsageEntry]] = {}
         self._decisions: dict[tuple[str, str], dict[str, DecisionEntry]] = defaultdict(dict)
 
-    async def add_usage(self, tenant_id: str, entries: Sequence[UsageEntry]) -> int:
-        before = len(self._usage)
-        for entry in entries:
-            self._usage.setdefault(entry.lease_id, (tenant_id, entry))
-        return len(self._usage) - before
+    async def add_usage(self, tenant_id: str, entries: Sequence[UsageEntry]) -> list[UsageEntry]:
+        return [
+            entry
+            for entry in entries
+            if self._usage.setdefault(entry.lease_id, (tenant_id, entry)) != (tenant_id, entry)
+        ]
 
     async def add_decisions(self, tenant_id: str, entries: Sequence[DecisionEntry]) -> int:
         added = 0

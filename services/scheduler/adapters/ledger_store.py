@@ -49,9 +49,9 @@ _COLUMNS: Mapping[str, Any] = {
     "total_ms": lambda e: e.times.total_ms,
     "prepare_ms": lambda e: e.times.prepare_ms,
     "gpu_seconds": lambda e: e.gpu_seconds,
-    "granted_at": lambda e: _moment(e.granted_at),
-    "started_at": lambda e: _moment(e.started_at),
-    "finished_at": lambda e: _moment(e.finished_at),
+    "granted_at": lambda e: moment_of(e.granted_at),
+    "started_at": lambda e: moment_of(e.started_at),
+    "finished_at": lambda e: moment_of(e.finished_at),
     "labels": lambda e: json.dumps(dict(e.labels)),
 }
 _NAMES = ", ".join(_COLUMNS)
@@ -59,11 +59,12 @@ _NAMES = ", ".join(_COLUMNS)
 _ADD_USAGE = f"""
 INSERT INTO ledger.usage (tenant_id, {_NAMES})
 VALUES ($1, {", ".join(f"${place}" for place in range(2, len(_COLUMNS) + 2))})
-ON CONFLICT (lease_id) DO NOTHING RETURNING 1
+ON CONFLICT (lease_id) DO NOTHING RETURNING lease_id
 """  # noqa: S608  names of columns
+_STATED = "SELECT lease_id, finish, source, cost_nano FROM ledger.usage WHERE lease_id = ANY($1::text[])"
 _ADD_DECISION = """
-INSERT INTO ledger.decisions (tenant_id, request_id, attempt, lease_id, decided_at, decision)
-VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING RETURNING 1
+INSERT INTO ledger.decisions (tenant_id, request_id, attempt, lease_id, decided_at, decision, lease_grant)
+VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING RETURNING 1
 """
 _DECISIONS = """
 SELECT request_id, attempt, lease_id, decided_at, decision FROM ledger.decisions
@@ -104,20 +105,28 @@ class PostgresLedger:
     def __init__(self, db: Database) -> None:
         self._db = db
 
-    async def add_usage(self, tenant_id: str, entries: Sequence[UsageEntry]) -> int:
+    async def add_usage(self, tenant_id: str, entries: Sequence[UsageEntry]) -> list[UsageEntry]:
         rows = [(tenant_id, *(column(entry) for column in _COLUMNS.values())) for entry in entries]
-        return await self._add(tenant_id, _ADD_USAGE, rows)
+        async with self._db.transaction(acting_for(tenant_id)) as connection:
+            added = {row["lease_id"] for row in await connection.fetchmany(_ADD_USAGE, rows)}
+            if len(added) == len(entries):
+                return []
+            there = await connection.fetch(_STATED, [entry.lease_id for entry in entries])
+        stated = {row["lease_id"]: (row["finish"], row["source"], row["cost_nano"]) for row in there}
+        return [
+            entry for entry in entries if stated.get(entry.lease_id) != (entry.finish, entry.source, entry.cost_nano)
+        ]
 
     async def add_decisions(self, tenant_id: str, entries: Sequence[DecisionEntry]) -> int:
-        rows = [(tenant_id, e.request_id, e.attempt, e.lease_id, _moment(e.decided_at), e.payload) for e in entries]
-        return await self._add(tenant_id, _ADD_DECISION, rows)
-
-    async def _add(self, tenant_id: str, statement: str, rows: Sequence[tuple[Any, ...]]) -> int:
-        async with self._db.transaction(_acting_for(tenant_id)) as connection:
-            return len(await connection.fetchmany(statement, rows))
+        rows = [
+            (tenant_id, e.request_id, e.attempt, e.lease_id, moment_of(e.decided_at), e.payload, e.grant or None)
+            for e in entries
+        ]
+        async with self._db.transaction(acting_for(tenant_id)) as connection:
+            return len(await connection.fetchmany(_ADD_DECISION, rows))
 
     async def totals(self, tenant_id: str, chosen: UsageFilter, *, by: Grouping) -> list[UsageTotal]:
-        async with self._db.transaction(_acting_for(tenant_id)) as connection:
+        async with self._db.transaction(acting_for(tenant_id)) as connection:
             rows = await connection.fetch(_TOTALS[by], *_conditions(tenant_id, chosen))
         totals = [
             UsageTotal(
@@ -135,13 +144,13 @@ class PostgresLedger:
         return sorted(totals, key=lambda total: (total.group, total.currency))
 
     async def usage(self, tenant_id: str, chosen: UsageFilter, *, limit: int, after: tuple[float, str] | None) -> Page:
-        position = (_moment(after[0]), after[1]) if after is not None else (None, None)
-        async with self._db.transaction(_acting_for(tenant_id)) as connection:
+        position = (moment_of(after[0]), after[1]) if after is not None else (None, None)
+        async with self._db.transaction(acting_for(tenant_id)) as connection:
             rows = await connection.fetch(_PAGE, *_conditions(tenant_id, chosen), *position, limit + 1)
         return Page([_entry_of(row) for row in rows[:limit]], more=len(rows) > limit)
 
     async def decisions(self, tenant_id: str, request_id: str) -> list[DecisionEntry]:
-        async with self._db.transaction(_acting_for(tenant_id)) as connection:
+        async with self._db.transaction(acting_for(tenant_id)) as connection:
             rows = await connection.fetch(_DECISIONS, tenant_id, request_id)
         return [
             DecisionEntry(
@@ -155,23 +164,23 @@ class PostgresLedger:
         ]
 
 
-def _acting_for(tenant_id: str) -> Identity:
-    """The consumer acts for the tenant whose rows it adds, as a reader acts for its own: nobody sees two tenants."""
+def acting_for(tenant_id: str) -> Identity:
+    """The scheduler acts for the tenant whose rows it adds, as a reader acts for its own: nobody sees two tenants."""
     return Identity(tenant_id=tenant_id, principal="service:scheduler", groups=(), scopes=frozenset(), key_id="")
 
 
 def _conditions(tenant_id: str, chosen: UsageFilter) -> tuple[Any, ...]:
     return (
         tenant_id,
-        _moment(chosen.since),
-        _moment(chosen.until),
+        moment_of(chosen.since),
+        moment_of(chosen.until),
         chosen.model,
         chosen.key_id,
         chosen.request_id,
     )
 
 
-def _moment(seconds: float | None) -> dt.datetime | None:
+def moment_of(seconds: float | None) -> dt.datetime | None:
     return None if seconds is None else dt.datetime.fromtimestamp(seconds, dt.UTC)
 
 

@@ -51,7 +51,7 @@ def usage_entry_of(record: UsageRecorded) -> UsageEntry:
 
 
 def decision_entry_of(record: AuditRecorded) -> DecisionEntry:
-    """The row of a decision."""
+    """The row of a decision; its grant is empty where there is none."""
     decision = record.decided
     return DecisionEntry(
         request_id=decision.request_id,
@@ -59,6 +59,7 @@ def decision_entry_of(record: AuditRecorded) -> DecisionEntry:
         lease_id=decision.lease_id,
         decided_at=seconds_of(record.occurred_at),
         payload=decision.SerializeToString(),
+        grant=record.grant.SerializeToString(),
     )
 
 

@@ -14,6 +14,13 @@ _WAITS_S = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.
 PLACED = Counter("downstack_scheduler_placed", "Placements.", ("model",))
 REFUSED = Counter("downstack_scheduler_refused", "Requests that were not placed.", ("reason",))
 CLOSED = Counter("downstack_scheduler_leases_closed", "Leases that the scheduler closed itself.", ("ending",))
+LATE = Counter(
+    "downstack_scheduler_ledger_late_records",
+    "Usage records that came after their lease's row and said otherwise.",
+    ("source",),
+)
+RECONCILED = Counter("downstack_scheduler_leases_reconciled", "Leases without a row that were closed as unused.")
+UNMATCHED = Gauge("downstack_scheduler_ledger_unmatched_leases", "Leases that should have a row and have none.")
 QUEUE_WAIT = Histogram("downstack_scheduler_queue_seconds", "Wait for a placement.", buckets=_WAITS_S)
 PROMPT = Counter("downstack_scheduler_prompt_tokens", "Prompt tokens placed.", ("model",))
 CACHED = Counter("downstack_scheduler_predicted_cached_tokens", "Those that the index said are cached.", ("model",))
@@ -61,6 +68,15 @@ class PrometheusMeter:
     def closed(self, ending: str) -> None:
         CLOSED.labels(ending).inc()
 
+    def late(self, source: str) -> None:
+        LATE.labels(source).inc()
+
+    def reconciled(self) -> None:
+        RECONCILED.inc()
+
+    def unmatched(self, leases: int) -> None:
+        UNMATCHED.set(leases)
+
 
 class SilentMeter:
     """Counts nothing, for tests."""
@@ -70,3 +86,9 @@ class SilentMeter:
     def refused(self, reason: str) -> None: ...
 
     def closed(self, ending: str) -> None: ...
+
+    def late(self, source: str) -> None: ...
+
+    def reconciled(self) -> None: ...
+
+    def unmatched(self, leases: int) -> None: ...

@@ -1,6 +1,9 @@
 """The journal on the outbox: facts become events on Kafka."""
 
+from dataclasses import replace
+
 from downstack.events.v1.events_pb2 import AuditRecorded, UsageRecorded, WorkerChanged
+from downstack.scheduler.v1.scheduler_pb2 import LeaseGrant
 from downstack.types.v1.usage_pb2 import FinishReason, Timings, UsageSource
 
 from services.kit.errors import DownstackError
@@ -12,9 +15,9 @@ from services.scheduler.adapters.timeline import Timeline
 from services.scheduler.adapters.writing import PHASES, decision_message, grant_message, spec_message, usage_message
 from services.scheduler.domain.decision import Decision
 from services.scheduler.domain.instructions import RecordUsage, RecordWorker
-from services.scheduler.domain.lease import Ending, Usage
+from services.scheduler.domain.lease import Ending, Grant, Usage
 from services.scheduler.domain.prices import PriceList
-from services.scheduler.domain.request import Request
+from services.scheduler.domain.reconcile import Unmatched
 
 _NOTHING_USED = Usage(input_total=0, input_cached=0, output_total=0)
 
@@ -32,15 +35,17 @@ class OutboxJournal:
     def check_open(self) -> None:
         self._outbox.check_open()
 
-    async def decided(self, decision: Decision, request: Request) -> None:
+    async def decided(self, decision: Decision, grant: Grant) -> None:
         record = AuditRecorded(
             tenant_id=decision.tenant_id,
             request_id=decision.request_id,
-            conversation_id=request.conversation_id,
+            conversation_id=grant.conversation_id,
             principal=_principal(),
-            key_id=request.key_id,
+            key_id=grant.key_id,
             occurred_at=self._timeline.stamp(decision.decided_at),
             decided=decision_message(decision, scheduler_id=self._scheduler_id, prices=self._prices),
+            # The salt protects the tenant's cache, and a record has no use for it.
+            grant=grant_message(replace(grant, cache_salt=""), timeline=self._timeline),
         )
         event = audit_event(record, source=self._source, kind="decided", id_parts=[decision.lease_id])
         await self._outbox.append(event)
@@ -63,6 +68,24 @@ class OutboxJournal:
             finished_at=self._timeline.stamp(record.at),
         )
         await self._outbox.append(usage_event(message, source=self._source))
+
+    async def reconciled(self, lease: Unmatched) -> None:
+        """Write that a lease was not used, as it would have been had the scheduler seen its ticket expire."""
+        grant = LeaseGrant.FromString(lease.grant)
+        usage = usage_message(_NOTHING_USED)
+        message = UsageRecorded(
+            grant=grant,
+            usage=usage,
+            cost=cost_of(grant.price, usage),
+            finish_reason=FinishReason.FINISH_REASON_UNUSED,
+            source=UsageSource.USAGE_SOURCE_LAST_REPORT,
+            timings=Timings(queue_ms=grant.queue_ms),
+            finished_at=grant.expires_at,
+        )
+        await self._outbox.append(usage_event(message, source=self._source))
+
+    def backlog_s(self) -> float:
+        return self._outbox.oldest_age_s
 
     async def worker_changed(self, record: RecordWorker) -> None:
         message = WorkerChanged(

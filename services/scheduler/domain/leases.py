@@ -37,10 +37,14 @@ class Due:
 
 
 class LeaseBook:
-    """All live leases, and the ids of those that ended not long ago. One request's attempt has at most one lease."""
+    """All live leases, and the ids of those that ended not long ago. One request's attempt has at most one lease.
+
+    `changed` names the workers whose occupancy changed; who renews what it keeps of them empties it.
+    """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
+        self.changed: set[str] = set()
         self._leases: dict[str, Lease] = {}
         self._by_attempt: dict[tuple[str, str, int], str] = {}
         self._by_worker: dict[str, set[str]] = {}
@@ -73,6 +77,10 @@ class LeaseBook:
     def tenant_active(self, tenant_id: str) -> bool:
         """Whether the tenant holds a lease."""
         return tenant_id in self._by_tenant
+
+    def ended(self, lease_id: str) -> bool:
+        """Whether the lease ended not long ago."""
+        return lease_id in self._ended
 
     def grant(self, grant: Grant, *, expected_output: int) -> Lease:
         """Enter a new lease."""
@@ -185,6 +193,7 @@ class LeaseBook:
         self._occupied[lease.grant.worker_id] = self.occupancy(lease.grant.worker_id).plus(lease.counted)
 
     def _uncount(self, lease: Lease) -> None:
+        self.changed.add(lease.grant.worker_id)
         self._occupied[lease.grant.worker_id] = self.occupancy(lease.grant.worker_id).minus(lease.counted)
         lease.counted = NOTHING
 

@@ -50,13 +50,17 @@ class UsageEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecisionEntry:
-    """A decision as it was published: `payload` is the serialized downstack.types.v1.Decision."""
+    """A decision as it was published: `payload` is the serialized downstack.types.v1.Decision.
+
+    `grant` is the serialized downstack.scheduler.v1.LeaseGrant; empty where it was not published.
+    """
 
     request_id: str
     attempt: int
     lease_id: str
     decided_at: float
     payload: bytes
+    grant: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from services.kit.identity import Identity
 from services.kit.pg.pool import Database
 from services.scheduler.adapters.ledger_consumer import LedgerConsumer
 from services.scheduler.adapters.ledger_store import PostgresLedger
+from services.scheduler.adapters.meter import SilentMeter
 from services.scheduler.domain.ledger import Grouping, UsageFilter
 from tests.conftest import MakeDatabase
 from tests.integration.scheduler.arrange import COST, DAY_S, NOON, decided, lost, received, usage
@@ -37,7 +38,7 @@ def store(db: Database) -> PostgresLedger:
 
 
 async def fold(store: PostgresLedger, *events: Event) -> None:
-    await LedgerConsumer(store).handle(received(*events))
+    await LedgerConsumer(store, meter=SilentMeter()).handle(received(*events))
 
 
 async def test_a_batch_that_comes_again_changes_nothing(store: PostgresLedger, tenant: str) -> None:
