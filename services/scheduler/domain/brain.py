@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 
 from services.kit.errors import DownstackError, Reason
 from services.scheduler.domain.admission import check, no_model
+from services.scheduler.domain.board import Board
 from services.scheduler.domain.decision import Decision
 from services.scheduler.domain.dispatch import Dispatcher
 from services.scheduler.domain.fairness import OUTPUT_WEIGHT, FairShare
@@ -70,7 +71,8 @@ class Brain:
         self.fair = FairShare(max_tenants=limits.max_tenants)
         self.queue = Queue(limits, self.fair)
         lengths = OutputLengths(max_entries=limits.max_tenants)
-        view = View(fleet=self.fleet, index=self.index, book=self.book, lengths=lengths)
+        self.board = Board(self.fleet, self.index, self.book)
+        view = View(fleet=self.fleet, index=self.index, book=self.book, lengths=lengths, board=self.board)
         placement = Placement(view, policy=policy, prices=prices, limits=limits, chance=chance)
         self._dispatcher = Dispatcher(
             view,
@@ -255,6 +257,7 @@ class Brain:
         self.index.validate()
         self.book.validate()
         self.queue.validate()
+        self.board.validate()
 
 
 def _only_kv(stimulus: Stimulus) -> bool:

@@ -6,18 +6,19 @@
     cost(m, w) = device seconds * the worker's price, or the charge where the worker names no price
     score      = value * quality - cost - late
 
-Tokens in flight are those of the scheduler's own leases, so the estimate does not wait for a report.
+All workers of a model are computed at once, as columns. Tokens in flight are those of the scheduler's own leases, so
+the estimate does not wait for a report.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
-from services.scheduler.domain.lease import Occupancy
+import numpy as np
+
 from services.scheduler.domain.request import Offer, Price, Priority
-from services.scheduler.domain.worker import Rates, Worker
+from services.scheduler.domain.roster import NANO, Columns, Floats
 
-NANO = 1_000_000_000
-_NANO_PER_HOUR_TO_UNITS_PER_MS = 1 / (3_600_000 * NANO)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,13 +42,13 @@ DEFAULT_OBJECTIVES = {
 }
 
 
-class Estimate(NamedTuple):
-    """What one worker would take for one request."""
+class Estimate(NamedTuple, Generic[T]):
+    """What a placement would take: on one worker as numbers, on all of them as columns."""
 
-    ttft_ms: float
-    total_ms: float
-    charge_nano: int
-    cost: float
+    ttft_ms: T
+    total_ms: T
+    cost: T
+    """What the placement costs the operator, in currency units."""
 
 
 def charge(price: Price, *, uncached: int, cached: int, output: int) -> int:
@@ -55,44 +56,41 @@ def charge(price: Price, *, uncached: int, cached: int, output: int) -> int:
     return price.input_nano * uncached + price.cached_nano * cached + price.output_nano * output
 
 
-def tpot_ms(rates: Rates, *, batch: int) -> float:
-    """The time of one decode step with that many requests."""
-    return rates.decode_base_ms + rates.decode_ms_per_request * max(0, batch - 1)
+def charges_nano(price: Price, *, uncached: Floats, cached: Floats, output: int) -> Floats:
+    """What `charge` is for each worker; beyond 2^53 nano units rounded."""
+    return float(price.input_nano) * uncached + float(price.cached_nano) * cached + float(price.output_nano) * output
 
 
-def wait_ms(worker: Worker, held: Occupancy, *, expected_output: int) -> float:
-    """The time until the worker can begin with one more prompt: the prompts before it, and a place in the batch."""
-    rates = worker.rates
-    prompts = held.prefills * rates.prefill_base_ms + held.prefill_tokens * rates.prefill_ms_per_token
-    beyond = held.requests + 1 - worker.spec.max_num_seqs
-    if beyond <= 0:
-        return prompts
-    step = tpot_ms(rates, batch=worker.spec.max_num_seqs)
-    return prompts + beyond * expected_output * step / worker.spec.max_num_seqs
+def cached_tokens(columns: Columns, offer: Offer, blocks: Floats) -> Floats:
+    """The tokens that resident prefixes save. An engine always computes the prompt's last token itself."""
+    if not offer.block_size:
+        return np.zeros_like(blocks)
+    most = (offer.prompt_tokens - 1) // offer.block_size
+    saved: Floats = np.minimum(blocks, most) * (offer.block_size * (columns.block_size == offer.block_size))
+    return saved
 
 
 def estimate(
-    worker: Worker, offer: Offer, *, held: Occupancy, cached: int, output: int, price: Price, stale_s: float
-) -> Estimate:
-    """Predict a placement. `stale_s` is the age of the worker's report beyond its interval; it widens the wait."""
-    rates, uncached = worker.rates, offer.prompt_tokens - cached
-    step = tpot_ms(rates, batch=min(held.requests + 1, worker.spec.max_num_seqs))
-    prefill = rates.prefill_base_ms + uncached * rates.prefill_ms_per_token
-    wait = wait_ms(worker, held, expected_output=output) + 1000 * max(0.0, stale_s)
-    decode = (output - 1) * step
-    charged = charge(price, uncached=uncached, cached=cached, output=output)
-    device_ms = prefill + decode / min(held.requests + 1, worker.spec.max_num_seqs)
-    cost = device_ms * worker.spec.price_per_hour_nano * _NANO_PER_HOUR_TO_UNITS_PER_MS
-    return Estimate(
-        ttft_ms=wait + prefill,
-        total_ms=wait + prefill + decode,
-        charge_nano=charged,
-        cost=cost if worker.spec.price_per_hour_nano else charged / NANO,
-    )
+    columns: Columns, offer: Offer, *, cached: Floats, output: int, price: Price, reported_since: float
+) -> Estimate[Floats]:
+    """Predict a placement on each worker. Reports from before `reported_since` (s) widen the wait by their age."""
+    uncached = offer.prompt_tokens - cached
+    prefill = columns.prefill_base_ms + uncached * columns.prefill_ms_per_token
+    stale_ms = 1000 * np.maximum(0.0, reported_since - columns.reported_at)
+    ttft = columns.backlog_ms + columns.queue_ms_per_token * output + stale_ms + prefill
+    decode = (output - 1) * columns.step_ms
+    device_cost = (prefill + decode / columns.batch) * columns.price_per_ms
+    priced = columns.price_per_ms > 0
+    if not priced.all():
+        charged = charges_nano(price, uncached=uncached, cached=cached, output=output) / NANO
+        device_cost = np.where(priced, device_cost, charged)
+    return Estimate(ttft, ttft + decode, device_cost)
 
 
-def late(predicted: Estimate, objectives: Objectives, *, left_ms: float) -> float:
+def late(predicted: Estimate[Floats], objectives: Objectives, *, left_ms: float) -> Floats:
     """What the predicted times cost the caller. `left_ms` is the time to its deadline."""
-    overdue = max(0.0, predicted.ttft_ms - objectives.ttft_ms) + max(0.0, predicted.total_ms - left_ms)
-    waiting = predicted.ttft_ms + objectives.decode_share * (predicted.total_ms - predicted.ttft_ms)
-    return (objectives.per_second * waiting + objectives.per_second_late * overdue) / 1000
+    ttft, total = predicted.ttft_ms, predicted.total_ms
+    overdue = np.maximum(0.0, ttft - objectives.ttft_ms) + np.maximum(0.0, total - left_ms)
+    waiting = ttft + objectives.decode_share * (total - ttft)
+    cost: Floats = (objectives.per_second * waiting + objectives.per_second_late * overdue) / 1000
+    return cost

@@ -1,16 +1,15 @@
 """The record of one placement: what was considered, what was chosen, and why."""
 
-import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from services.scheduler.domain.grammar import Candidate
+from services.scheduler.domain.grammar import Candidate, Slate
 
 MAX_CANDIDATES = 32
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Considered:
+class Considered(NamedTuple):
     """One worker that was considered. `score` is None for one that a filter excluded."""
 
     worker_id: str
@@ -43,14 +42,10 @@ class Decision:
     decided_at: float
 
 
-def considered(candidates: Sequence[Candidate], chosen: Candidate) -> tuple[Considered, ...]:
+def considered(slate: Slate, chosen: int) -> tuple[Considered, ...]:
     """The candidates as the record keeps them: the chosen one, the best others, then the filtered ones."""
-
-    def rank(candidate: Candidate) -> tuple[bool, bool, float, float]:
-        passed = not candidate.filtered_by
-        return (candidate is not chosen, not passed, -candidate.score if passed else 0.0, candidate.estimate.ttft_ms)
-
-    return tuple(_record(candidate) for candidate in heapq.nsmallest(MAX_CANDIDATES, candidates, key=rank))
+    others = [row for row in slate.best(MAX_CANDIDATES) if row != chosen]
+    return tuple(_record(slate.candidate(row)) for row in [chosen, *others[: MAX_CANDIDATES - 1]])
 
 
 def _record(candidate: Candidate) -> Considered:
@@ -60,27 +55,25 @@ def _record(candidate: Candidate) -> Considered:
         cached_tokens=candidate.cached_tokens,
         ttft_ms=candidate.estimate.ttft_ms,
         total_ms=candidate.estimate.total_ms,
-        charge_nano=candidate.estimate.charge_nano,
+        charge_nano=candidate.charge_nano,
         score=None if candidate.filtered_by else candidate.score,
         filtered_by=candidate.filtered_by,
-        running_requests=candidate.held.requests,
+        running_requests=candidate.running_requests,
     )
 
 
-def reason_of(candidates: Sequence[Candidate], chosen: Candidate) -> str:
+def reason_of(candidates: Sequence[Considered], slate: Slate, *, prompt_tokens: int) -> str:
     """One sentence for a person: what the chosen worker had, and what the best other would have taken."""
-    prompt, cached = chosen.offer.prompt_tokens, chosen.cached_tokens
-    held = f"holds {cached} of {prompt} prompt tokens" if cached else "holds none of the prompt"
+    chosen = candidates[0]
+    held = f"holds {chosen.cached_tokens} of {prompt_tokens} prompt tokens"
     sentence = (
-        f"{chosen.worker.worker_id} {held}, runs {chosen.held.requests} requests, "
-        f"and should give the first token in {chosen.estimate.ttft_ms:.0f} ms"
+        f"{chosen.worker_id} {held if chosen.cached_tokens else 'holds none of the prompt'}, "
+        f"runs {chosen.running_requests} requests, and should give the first token in {chosen.ttft_ms:.0f} ms"
     )
-    others = [other for other in candidates if other is not chosen and not other.filtered_by]
-    if others:
-        best = max(others, key=lambda other: other.score)
-        other = f"{best.worker.worker_id} would take {best.estimate.ttft_ms:.0f} ms with {best.cached_tokens} cached"
-        return f"{sentence}; {other}."
     if len(candidates) == 1:
         return f"{sentence}; it is the only worker."
-    excluded = sorted({other.filtered_by for other in candidates if other.filtered_by})
-    return f"{sentence}; all others were excluded ({', '.join(excluded)})."
+    best = candidates[1]
+    if best.filtered_by:
+        return f"{sentence}; all others were excluded ({', '.join(sorted(slate.refusals))})."
+    other = f"{best.worker_id} would take {best.ttft_ms:.0f} ms with {best.cached_tokens} cached"
+    return f"{sentence}; {other}."

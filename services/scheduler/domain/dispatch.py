@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from services.scheduler.domain.decision import Decision, considered, reason_of
 from services.scheduler.domain.fairness import OUTPUT_WEIGHT, FairShare
-from services.scheduler.domain.grammar import Candidate
+from services.scheduler.domain.grammar import Candidate, Slate
 from services.scheduler.domain.instructions import Instruction, Place, Refuse
 from services.scheduler.domain.lease import Grant
 from services.scheduler.domain.limits import Limits
@@ -64,19 +64,20 @@ class Dispatcher:
         return found
 
     def _place(self, entry: Waiting, now: float) -> Instruction | None:
-        candidates = self._placement.evaluate(entry.request, now=now)
-        chosen = self._placement.choose(candidates)
-        if chosen is None:
-            error = impossible(candidates)
+        slate = self._placement.evaluate(entry.request, now=now)
+        row = self._placement.choose(slate)
+        if row is None:
+            error = impossible(slate)
             if error is None:
                 return None
             self._queue.remove(entry)
             return Refuse(entry.call, error)
         self._queue.remove(entry)
         self._queue.placed(now=now)
-        return self._grant(entry, chosen, candidates, now)
+        return self._grant(entry, row, slate, now)
 
-    def _grant(self, entry: Waiting, chosen: Candidate, candidates: list[Candidate], now: float) -> Place:
+    def _grant(self, entry: Waiting, row: int, slate: Slate, now: float) -> Place:
+        chosen = slate.candidate(row)
         request, worker = entry.request, chosen.worker
         lease = self._book.grant(self._terms(entry, chosen, now), expected_output=chosen.output_tokens)
         self._fair.serve(request.tenant_id, lease.uncached_tokens + OUTPUT_WEIGHT * chosen.output_tokens)
@@ -84,23 +85,24 @@ class Dispatcher:
         if chosen.offer.block_size == worker.spec.block_size:
             self._index.predict(worker.worker_id, chosen.offer.block_hashes, until=now + life)
         self._fleet.touch()
-        decision = self._record(request, chosen, candidates, lease.grant)
+        decision = self._record(request, row, slate, lease.grant)
         self._remember(decision)
         return Place(entry.call, lease.grant, worker.endpoint, decision)
 
-    def _record(self, request: Request, chosen: Candidate, candidates: list[Candidate], grant: Grant) -> Decision:
+    def _record(self, request: Request, row: int, slate: Slate, grant: Grant) -> Decision:
+        candidates = considered(slate, row)
         return Decision(
             request_id=request.request_id,
             attempt=request.attempt,
             tenant_id=request.tenant_id,
             lease_id=grant.lease_id,
-            model=chosen.offer.model,
+            model=grant.model,
             worker_id=grant.worker_id,
             policy=self._placement.policy,
-            reason=reason_of(candidates, chosen),
-            candidates=considered(candidates, chosen),
-            prompt_tokens=chosen.offer.prompt_tokens,
-            predicted_cached_tokens=chosen.cached_tokens,
+            reason=reason_of(candidates, slate, prompt_tokens=grant.prompt_tokens),
+            candidates=candidates,
+            prompt_tokens=grant.prompt_tokens,
+            predicted_cached_tokens=grant.predicted_cached_tokens,
             queue_ms=grant.queue_ms,
             decided_at=grant.granted_at,
         )

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 
-from services.scheduler.domain.cost import NANO
-from services.scheduler.domain.grammar import Candidate, Filter
+import numpy as np
+
+from services.scheduler.domain.grammar import Filter, Group
 from services.scheduler.domain.request import Request
+from services.scheduler.domain.roster import NANO, Bools, Columns, without
 
 
 class Ready:
@@ -12,8 +14,8 @@ class Ready:
 
     name = "ready"
 
-    def admits(self, candidate: Candidate, _request: Request, /) -> bool:
-        return candidate.worker.ready
+    def admits(self, group: Group, _request: Request, /) -> Bools:
+        return group.columns.ready > 0
 
 
 class NotTried:
@@ -21,8 +23,10 @@ class NotTried:
 
     name = "not-tried"
 
-    def admits(self, candidate: Candidate, request: Request, /) -> bool:
-        return candidate.worker.worker_id not in request.excluded_workers
+    def admits(self, group: Group, request: Request, /) -> Bools | bool:
+        if not request.excluded_workers:
+            return True
+        return without(group.roster.rows, request.excluded_workers, count=len(group))
 
 
 class Context:
@@ -30,9 +34,8 @@ class Context:
 
     name = "context"
 
-    def admits(self, candidate: Candidate, _request: Request, /) -> bool:
-        spec = candidate.worker.spec
-        return candidate.offer.prompt_tokens < min(spec.context_tokens, spec.kv_tokens)
+    def admits(self, group: Group, _request: Request, /) -> Bools:
+        return group.offer.prompt_tokens < group.columns.prompt_room
 
 
 class Bounds:
@@ -40,10 +43,15 @@ class Bounds:
 
     name = "bounds"
 
-    def admits(self, candidate: Candidate, request: Request, /) -> bool:
-        if request.min_quality is not None and candidate.offer.quality < request.min_quality:
+    def admits(self, group: Group, request: Request, /) -> Bools | bool:
+        if request.min_quality is not None and group.offer.quality < request.min_quality:
             return False
-        return request.max_cost is None or candidate.estimate.charge_nano <= request.max_cost * NANO
+        return request.max_cost is None or group.charges_nano <= request.max_cost * NANO
+
+
+def has_place(columns: Columns, *, look_ahead: int) -> Bools:
+    """Which workers hold less than their batch and the look-ahead. An idle one always takes a request."""
+    return columns.requests < np.maximum(1, columns.max_num_seqs + look_ahead)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,12 +61,12 @@ class Capacity:
     look_ahead: int
     name: str = "capacity"
 
-    def admits(self, candidate: Candidate, _request: Request, /) -> bool:
-        spec, held = candidate.worker.spec, candidate.held
-        if not held.requests:
-            return True
-        needed = candidate.offer.prompt_tokens - candidate.cached_tokens + candidate.output_tokens
-        return held.requests < spec.max_num_seqs + self.look_ahead and held.kv_tokens + needed <= spec.kv_tokens
+    def admits(self, group: Group, _request: Request, /) -> Bools:
+        columns = group.columns
+        needed = group.offer.prompt_tokens - group.cached_tokens + group.output_tokens
+        fits: Bools = has_place(columns, look_ahead=self.look_ahead) & (needed <= columns.kv_room)
+        idle: Bools = columns.requests == 0
+        return fits | idle
 
 
 def required(*, look_ahead: int) -> tuple[Filter, ...]:

@@ -8,11 +8,13 @@ from services.scheduler.domain.worker import Load, Worker
 class Fleet:
     """All workers that are connected or were lost not long ago.
 
-    `version` grows whenever something changed that a watcher may want to see.
+    `version` grows whenever something changed that a watcher may want to see. `changed` names the workers that came,
+    went or changed; who renews what it keeps of them empties it.
     """
 
     def __init__(self, *, known_models: Iterable[str] = ()) -> None:
         self.version = 0
+        self.changed: set[str] = set()
         self._workers: dict[str, Worker] = {}
         self._by_model: dict[str, dict[str, Worker]] = {}
         self._known_models = set(known_models)
@@ -36,7 +38,7 @@ class Fleet:
         self._workers[worker.worker_id] = worker
         self._by_model.setdefault(worker.spec.model, {})[worker.worker_id] = worker
         self._known_models.add(worker.spec.model)
-        self.touch()
+        self.mark(worker.worker_id)
 
     def remove(self, worker_id: str) -> None:
         worker = self._workers.pop(worker_id, None)
@@ -46,10 +48,15 @@ class Fleet:
         del peers[worker_id]
         if not peers:
             del self._by_model[worker.spec.model]
-        self.touch()
+        self.mark(worker_id)
 
     def touch(self) -> None:
         self.version += 1
+
+    def mark(self, worker_id: str) -> None:
+        """Note that a worker changed."""
+        self.changed.add(worker_id)
+        self.touch()
 
     def report(self, worker: Worker, load: Load, *, now: float) -> None:
         """Take a load report; numbers that cannot be true leave the earlier ones in place."""
@@ -58,7 +65,7 @@ class Fleet:
             worker.rates = load.rates
         if load.plausible():
             worker.load = load
-        self.touch()
+        self.mark(worker.worker_id)
 
     def serving(self, model: str) -> Iterable[Worker]:
         """The workers of a model, whatever their phase."""

@@ -1,13 +1,23 @@
-"""The grammar of placement: filters exclude, scorers rate, a picker chooses. A policy is a sentence of these."""
+"""The grammar of placement: filters exclude, scorers rate, a picker chooses. A policy is a sentence of these.
+
+A sentence is about columns: each word looks at all workers of an offered model at once.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
-from services.scheduler.domain.cost import Estimate
-from services.scheduler.domain.lease import Occupancy
-from services.scheduler.domain.request import Offer, Request
+import numpy as np
+import numpy.typing as npt
+
+from services.scheduler.domain.cost import Estimate, charge, charges_nano
+from services.scheduler.domain.request import Offer, Price, Request
+from services.scheduler.domain.roster import Bools, Columns, Floats, Roster
 from services.scheduler.domain.worker import Worker
+
+Rows = npt.NDArray[np.intp]
+Verdicts = npt.NDArray[np.int8]
+_N = TypeVar("_N", bound=np.generic)
 
 
 class Chance(Protocol):
@@ -17,18 +27,56 @@ class Chance(Protocol):
         """A number from 0 up to 1."""
 
 
-@dataclass(slots=True)
-class Candidate:
-    """One worker considered for one offer. `score` is set for those that passed every filter."""
+class Candidate(NamedTuple):
+    """One worker considered for one offer. `score` is 0 for one that a filter excluded."""
 
     worker: Worker
     offer: Offer
-    held: Occupancy
+    running_requests: int
     cached_tokens: int
     output_tokens: int
-    estimate: Estimate
-    filtered_by: str = ""
-    score: float = 0.0
+    estimate: Estimate[float]
+    charge_nano: int
+    filtered_by: str
+    score: float
+
+
+@dataclass(slots=True, kw_only=True)
+class Group:
+    """One offer and the workers of its model; row i of each column is `roster.workers[i]`."""
+
+    offer: Offer
+    price: Price
+    roster: Roster
+    columns: Columns
+    cached_tokens: Floats
+    output_tokens: int
+    estimate: Estimate[Floats]
+
+    def __len__(self) -> int:
+        return len(self.cached_tokens)
+
+    @property
+    def charges_nano(self) -> Floats:
+        """What the caller would be charged."""
+        uncached = self.offer.prompt_tokens - self.cached_tokens
+        return charges_nano(self.price, uncached=uncached, cached=self.cached_tokens, output=self.output_tokens)
+
+    def candidate(self, row: int, *, filtered_by: str, score: float) -> Candidate:
+        """One row, in words."""
+        cached, predicted = int(self.cached_tokens[row]), self.estimate
+        uncached = self.offer.prompt_tokens - cached
+        return Candidate(
+            self.roster.workers[row],
+            self.offer,
+            int(self.columns.requests[row]),
+            cached,
+            self.output_tokens,
+            Estimate(float(predicted.ttft_ms[row]), float(predicted.total_ms[row]), float(predicted.cost[row])),
+            charge(self.price, uncached=uncached, cached=cached, output=self.output_tokens),
+            filtered_by,
+            score,
+        )
 
 
 class Filter(Protocol):
@@ -37,19 +85,84 @@ class Filter(Protocol):
     @property
     def name(self) -> str: ...
 
-    def admits(self, candidate: Candidate, request: Request, /) -> bool: ...
+    def admits(self, group: Group, request: Request, /) -> Bools | bool:
+        """Which rows may take the request; a single answer is for all of them."""
 
 
 class Scorer(Protocol):
-    """Rates a candidate; more is better."""
+    """Rates candidates; more is better."""
 
-    def score(self, candidate: Candidate, request: Request, now: float, /) -> float: ...
+    def score(self, group: Group, request: Request, now: float, /) -> Floats: ...
+
+
+class Slate:
+    """All candidates of a request: the rows of its groups, one group after the other."""
+
+    def __init__(self, groups: Sequence[Group], verdicts: Sequence[Verdicts], names: Sequence[str]) -> None:
+        """`verdicts` number, for each row of each group, the filter of `names` that excluded it; 0 for none."""
+        self._groups = groups
+        self._names = ("", *names)
+        self._verdicts = _joined(verdicts) if groups else np.zeros(0, np.int8)
+        self.passed: Rows = np.flatnonzero(self._verdicts == 0)
+        self.scores: Floats = np.zeros(len(self._verdicts))
+
+    def __len__(self) -> int:
+        return len(self._verdicts)
+
+    @property
+    def refusals(self) -> frozenset[str]:
+        """The filters that excluded somebody."""
+        return frozenset(self._names[number] for number in set(self._verdicts.tolist()) if number)
+
+    def rank(self, weighted: Sequence["Weighted"], request: Request, now: float) -> None:
+        """Score every row."""
+        for part in weighted:
+            found = _joined([part.scorer.score(group, request, now) for group in self._groups])
+            self.scores = self.scores + part.weight * found
+
+    def worker_id(self, row: int) -> str:
+        group, row = self._place(row)
+        return group.roster.workers[row].worker_id
+
+    def candidate(self, row: int) -> Candidate:
+        """One row, in words."""
+        filtered_by, score = self._names[self._verdicts[row]], float(self.scores[row])
+        group, row = self._place(row)
+        return group.candidate(row, filtered_by=filtered_by, score=0.0 if filtered_by else score)
+
+    def best(self, count: int) -> list[int]:
+        """The rows in order: those that passed by their scores, then the others by their time to the first token."""
+        found = _lowest(self.passed, -self.scores[self.passed], count)
+        if len(found) < min(count, len(self)):
+            excluded = np.flatnonzero(self._verdicts)
+            ttft = _joined([group.estimate.ttft_ms for group in self._groups])
+            found += _lowest(excluded, ttft[excluded], count - len(found))
+        return found
+
+    def _place(self, row: int) -> tuple[Group, int]:
+        for group in self._groups:
+            if row < len(group):
+                return group, row
+            row -= len(group)
+        raise IndexError(row)
+
+
+def _joined(columns: Sequence[npt.NDArray[_N]]) -> npt.NDArray[_N]:
+    return columns[0] if len(columns) == 1 else np.concatenate(columns)
+
+
+def _lowest(rows: Rows, keys: Floats, count: int) -> list[int]:
+    if len(rows) > count:
+        nearest = np.argpartition(keys, count)[:count]
+        rows, keys = rows[nearest], keys[nearest]
+    found: list[int] = rows[np.argsort(keys, kind="stable")].tolist()
+    return found
 
 
 class Picker(Protocol):
-    """Chooses among scored candidates, of which there is at least one."""
+    """Chooses a row among those that passed, of which there is at least one."""
 
-    def pick(self, candidates: Sequence[Candidate], chance: Chance, /) -> Candidate: ...
+    def pick(self, slate: Slate, chance: Chance, /) -> int: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +186,7 @@ class Policy:
 class BestScore:
     """Picks the highest score; chance decides between equals."""
 
-    def pick(self, candidates: Sequence[Candidate], chance: Chance, /) -> Candidate:
-        top = max(candidate.score for candidate in candidates)
-        best = [candidate for candidate in candidates if candidate.score == top]
-        return best[int(chance.random() * len(best))]
+    def pick(self, slate: Slate, chance: Chance, /) -> int:
+        scores = slate.scores[slate.passed]
+        best = slate.passed[scores == scores.max()]
+        return int(best[int(chance.random() * len(best))])

@@ -78,9 +78,9 @@ class BlockIndex:
             for number in _numbers(owners)
         }
 
-    def depths(self, hashes: Sequence[int]) -> npt.NDArray[np.int64]:
+    def depths(self, hashes: Sequence[int]) -> npt.NDArray[np.float64]:
         """The resident prefix of each worker, in blocks, at the worker's `number`."""
-        found = np.zeros(self._width, np.int64)
+        found = np.zeros(self._width)
         for owners, depth in self._levels(hashes):
             if owners.bit_count() <= _FEW:
                 for number in _numbers(owners):

@@ -3,18 +3,21 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
 from services.kit.errors import DownstackError, Reason
-from services.scheduler.domain.cost import estimate
-from services.scheduler.domain.filters import required
+from services.scheduler.domain.board import Board
+from services.scheduler.domain.cost import cached_tokens, estimate
+from services.scheduler.domain.filters import has_place, required
 from services.scheduler.domain.fleet import Fleet
-from services.scheduler.domain.grammar import Candidate, Chance, Policy
+from services.scheduler.domain.grammar import Chance, Group, Policy, Slate, Verdicts
 from services.scheduler.domain.index import BlockIndex
 from services.scheduler.domain.leases import LeaseBook
 from services.scheduler.domain.lengths import OutputLengths
 from services.scheduler.domain.limits import Limits
 from services.scheduler.domain.prices import PriceList
 from services.scheduler.domain.request import Offer, Request
-from services.scheduler.domain.worker import Worker
+from services.scheduler.domain.roster import without
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +28,7 @@ class View:
     index: BlockIndex
     book: LeaseBook
     lengths: OutputLengths
+    board: Board
 
 
 class Placement:
@@ -37,76 +41,73 @@ class Placement:
         self._limits = limits
         self._chance = chance
         self._filters = (*required(look_ahead=limits.look_ahead), *policy.filters)
+        self._filter_names = tuple(each.name for each in self._filters)
 
     @property
     def policy(self) -> str:
         return self._policy.name
 
-    def evaluate(self, request: Request, *, now: float) -> list[Candidate]:
+    def evaluate(self, request: Request, *, now: float) -> Slate:
         """Every worker of every offered model, with what filtered it or its score."""
-        found = []
-        for offer in request.offers:
-            prefixes = self._view.index.longest(offer.block_hashes)
-            output = self._expected_output(request, offer)
-            for worker in self._view.fleet.serving(offer.model):
-                cached = cached_tokens(worker, offer, prefixes.get(worker.worker_id, 0))
-                candidate = self._candidate(worker, offer, cached, output, now)
-                self._judge(candidate, request, now)
-                found.append(candidate)
-        return found
+        groups = [group for offer in request.offers if (group := self._group(request, offer, now)) is not None]
+        slate = Slate(groups, [self._judge(group, request) for group in groups], self._filter_names)
+        if len(slate.passed):
+            slate.rank(self._policy.scorers, request, now)
+        return slate
 
-    def choose(self, candidates: Iterable[Candidate]) -> Candidate | None:
-        """The policy's choice among those that passed the filters. None: nobody did."""
-        passed = [candidate for candidate in candidates if not candidate.filtered_by]
-        return self._policy.picker.pick(passed, self._chance) if passed else None
+    def choose(self, slate: Slate) -> int | None:
+        """The row that the policy chooses among those that passed the filters. None: nobody did."""
+        return self._policy.picker.pick(slate, self._chance) if len(slate.passed) else None
 
     def room_for(self, models: Iterable[str], excluded: frozenset[str]) -> bool:
         """Whether some worker of these models might take one more request: a cheap look before evaluating."""
-        return any(
-            worker.ready
-            and worker.worker_id not in excluded
-            and self._view.book.occupancy(worker.worker_id).requests
-            < max(1, worker.spec.max_num_seqs + self._limits.look_ahead)
-            for model in models
-            for worker in self._view.fleet.serving(model)
-        )
+        return any(self._has_room(model, excluded) for model in models)
+
+    def _has_room(self, model: str, excluded: frozenset[str]) -> bool:
+        roster = self._view.board.roster(model)
+        columns = roster.columns
+        free = (columns.ready > 0) & has_place(columns, look_ahead=self._limits.look_ahead)
+        if excluded:
+            free &= without(roster.rows, excluded, count=len(roster))
+        return bool(free.any())
 
     def _expected_output(self, request: Request, offer: Offer) -> int:
         if offer.output_tokens is not None:
             return min(offer.output_tokens, request.max_output_tokens)
         return self._view.lengths.expect(request.tenant_id, offer.model, at_most=request.max_output_tokens)
 
-    def _candidate(self, worker: Worker, offer: Offer, cached: int, output: int, now: float) -> Candidate:
-        held = self._view.book.occupancy(worker.worker_id)
-        predicted = estimate(
-            worker,
-            offer,
-            held=held,
-            cached=cached,
-            output=output,
-            price=self._prices.of(offer.model),
-            stale_s=now - worker.reported_at - 2 * self._limits.report_interval_s,
+    def _group(self, request: Request, offer: Offer, now: float) -> Group | None:
+        roster = self._view.board.roster(offer.model)
+        if not len(roster):
+            return None
+        columns, price = roster.columns, self._prices.of(offer.model)
+        blocks = self._view.index.depths(offer.block_hashes)[columns.number.astype(np.intp)]
+        cached = cached_tokens(columns, offer, blocks)
+        output = self._expected_output(request, offer)
+        reported_since = now - 2 * self._limits.report_interval_s
+        predicted = estimate(columns, offer, cached=cached, output=output, price=price, reported_since=reported_since)
+        return Group(
+            offer=offer,
+            price=price,
+            roster=roster,
+            columns=columns,
+            cached_tokens=cached,
+            output_tokens=output,
+            estimate=predicted,
         )
-        return Candidate(worker, offer, held, cached, output, predicted)
 
-    def _judge(self, candidate: Candidate, request: Request, now: float) -> None:
-        for each in self._filters:
-            if not each.admits(candidate, request):
-                candidate.filtered_by = each.name
-                return
-        candidate.score = sum(part.weight * part.scorer.score(candidate, request, now) for part in self._policy.scorers)
-
-
-def cached_tokens(worker: Worker, offer: Offer, blocks: int) -> int:
-    """The tokens that a resident prefix saves. An engine always computes the prompt's last token itself."""
-    if not blocks or offer.block_size != worker.spec.block_size:
-        return 0
-    return min(blocks, (offer.prompt_tokens - 1) // offer.block_size) * offer.block_size
+    def _judge(self, group: Group, request: Request) -> Verdicts:
+        verdicts = np.zeros(len(group), np.int8)
+        for number, each in enumerate(self._filters, start=1):
+            admitted = each.admits(group, request)
+            if not np.all(admitted):
+                verdicts[(verdicts == 0) & np.logical_not(admitted)] = number
+        return verdicts
 
 
-def impossible(candidates: Iterable[Candidate]) -> DownstackError | None:
+def impossible(slate: Slate) -> DownstackError | None:
     """The reason why waiting would not help: workers could take a request, but never this one."""
-    refusals = {each.filtered_by for each in candidates if each.filtered_by not in {"ready", "not-tried"}}
+    refusals = slate.refusals - {"ready", "not-tried"}
     if not refusals or not refusals <= {"context", "bounds"}:
         return None
     if refusals == {"context"}:

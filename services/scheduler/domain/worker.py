@@ -4,6 +4,9 @@ import math
 from dataclasses import dataclass, field
 from enum import Enum
 
+# No step of an engine takes longer than eleven days.
+MAX_RATE_MS = 1e9
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
@@ -15,9 +18,9 @@ class Rates:
     decode_ms_per_request: float = 0.0
 
     def plausible(self) -> bool:
-        """Whether the numbers can be those of an engine: finite, not negative, not all zero."""
+        """Whether the numbers can be those of an engine: not negative, not all zero, none beyond all measure."""
         numbers = (self.prefill_base_ms, self.prefill_ms_per_token, self.decode_base_ms, self.decode_ms_per_request)
-        return all(math.isfinite(number) and number >= 0 for number in numbers) and any(numbers)
+        return all(0 <= number <= MAX_RATE_MS for number in numbers) and any(numbers)
 
 
 # Used until a worker has said anything plausible: a small model on a CPU.

@@ -116,7 +116,7 @@ class Workforce:
         worker.connection = None
         worker.lost_at = now
         worker.resync_asked_at = None
-        self._fleet.touch()
+        self._fleet.mark(worker_id)
         self._index.distrust(worker_id)
         for lease in self._book.of_worker(worker_id):
             self._book.orphan(lease, now=now)
@@ -137,7 +137,7 @@ class Workforce:
                     self._ask_resync(worker, now, found)
             case Leaving():
                 worker.draining = True
-                self._fleet.touch()
+                self._fleet.mark(worker.worker_id)
             case _:
                 self._take_leases(worker, report, found)
         if worker.phase is not before:

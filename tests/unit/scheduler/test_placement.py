@@ -2,14 +2,16 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.scheduler.domain.cost import charge, estimate, tpot_ms
+from services.scheduler.domain.cost import Estimate, cached_tokens, charge, estimate
 from services.scheduler.domain.kv import Delta, Stored
-from services.scheduler.domain.lease import LeasePhase, Occupancy, Usage
-from services.scheduler.domain.placement import cached_tokens
+from services.scheduler.domain.lease import NOTHING, LeasePhase, Occupancy, Usage
+from services.scheduler.domain.request import Offer
+from services.scheduler.domain.roster import Columns, Figures, figures_of, tpot_ms
 from services.scheduler.domain.worker import DEFAULT_RATES, Load, Rates, Worker
 from tests.unit.scheduler.making import BLOCK, PRICE, RATES, Desk, offer, spec
 
@@ -20,6 +22,15 @@ def worker(**changed: object) -> Worker:
     return Worker(
         worker_id="w", epoch="e", endpoint="w:1", spec=spec(**changed), connection=1, reported_at=0.0, rates=RATES
     )
+
+
+def one_row(held: Occupancy = NOTHING, **changed: object) -> Columns:
+    """The columns of a fleet of one worker."""
+    return Figures(*(np.array([float(figure)]) for figure in figures_of(worker(**changed), held, number=0)))
+
+
+def cached(columns: Columns, one: Offer, blocks: int) -> float:
+    return float(cached_tokens(columns, one, np.array([float(blocks)]))[0])
 
 
 def hold(desk: Desk, worker_id: str, *hashes: int) -> None:
@@ -84,10 +95,11 @@ def test_the_faster_of_two_kinds_is_chosen() -> None:
 
 def test_a_blocked_size_mismatch_is_no_hit() -> None:
     """Hashes of another block size say nothing about a worker's cache."""
-    assert cached_tokens(worker(), offer(64, block_size=BLOCK), 2) == 32
-    assert cached_tokens(worker(block_size=32), offer(64), 2) == 0
-    assert cached_tokens(worker(), offer(64), 4) == 48, "the last token is always computed"
-    assert cached_tokens(worker(), offer(65), 4) == 64
+    assert cached(one_row(), offer(64, block_size=BLOCK), 2) == 32
+    assert cached(one_row(block_size=32), offer(64), 2) == 0
+    assert cached(one_row(), offer(64, block_hashes=(), block_size=0), 2) == 0
+    assert cached(one_row(), offer(64), 4) == 48, "the last token is always computed"
+    assert cached(one_row(), offer(65), 4) == 64
 
 
 def test_a_worker_is_given_no_more_than_keeps_its_batch_full() -> None:
@@ -194,22 +206,29 @@ def test_output_lengths_are_learned() -> None:
 counts = st.integers(0, 5_000)
 
 
-@given(prompt=st.integers(1, 5_000), cached=counts, more=counts, held=st.integers(0, 20), stale=st.floats(-5, 100))
-def test_estimates_are_monotonic(prompt: int, cached: int, more: int, held: int, stale: float) -> None:
+@given(prompt=st.integers(1, 5_000), reused=counts, more=counts, held=st.integers(0, 20), stale=st.floats(-5, 100))
+def test_estimates_are_monotonic(prompt: int, reused: int, more: int, held: int, stale: float) -> None:
     """More cached never takes longer, more load never less, and nothing is negative."""
-    cached = min(cached, prompt)
-    warmer = min(cached + more, prompt)
+    reused = min(reused, prompt)
+    warmer = min(reused + more, prompt)
     one = offer(prompt, block_hashes=(), block_size=0)
 
     def predict(tokens: int, occupancy: Occupancy) -> float:
-        found = estimate(worker(), one, held=occupancy, cached=tokens, output=10, price=PRICE, stale_s=stale)
-        assert 0 <= found.ttft_ms <= found.total_ms
-        assert found.charge_nano >= 0
-        return found.ttft_ms
+        found: Estimate[np.ndarray] = estimate(
+            one_row(occupancy),
+            one,
+            cached=np.array([float(tokens)]),
+            output=10,
+            price=PRICE,
+            reported_since=stale,
+        )
+        assert 0 <= found.ttft_ms[0] <= found.total_ms[0]
+        assert found.cost[0] >= 0
+        return float(found.ttft_ms[0])
 
     loaded = Occupancy(requests=held, prefills=held, prefill_tokens=100 * held)
-    assert predict(warmer, loaded) <= predict(cached, loaded)
-    assert predict(cached, loaded) >= predict(cached, Occupancy())
+    assert predict(warmer, loaded) <= predict(reused, loaded)
+    assert predict(reused, loaded) >= predict(reused, Occupancy())
 
 
 def test_charges_are_exact() -> None:

@@ -4,22 +4,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from services.scheduler.domain.cost import Objectives, late
-from services.scheduler.domain.grammar import BestScore, Candidate, Policy, Weighted
+from services.scheduler.domain.grammar import BestScore, Group, Policy, Weighted
 from services.scheduler.domain.request import Priority, Request
+from services.scheduler.domain.roster import Floats
 
 
 @dataclass(frozen=True, slots=True)
 class Worth:
-    """Scores a candidate in currency units. `value` is what a perfect answer is worth where the caller does not say."""
+    """Scores in currency units. `value` is what a perfect answer is worth where the caller does not say."""
 
     objectives: Mapping[Priority, Objectives]
     value: float
 
-    def score(self, candidate: Candidate, request: Request, now: float, /) -> float:
+    def score(self, group: Group, request: Request, now: float, /) -> Floats:
         value = self.value if request.value is None else request.value
         left_ms = 1000 * (request.deadline_at - now)
-        lateness = late(candidate.estimate, self.objectives[request.priority], left_ms=left_ms)
-        return value * candidate.offer.quality - candidate.estimate.cost - lateness
+        lateness = late(group.estimate, self.objectives[request.priority], left_ms=left_ms)
+        return value * group.offer.quality - group.estimate.cost - lateness
 
 
 def ours(objectives: Mapping[Priority, Objectives], *, value: float) -> Policy:

@@ -1,8 +1,6 @@
 """Each worker in its turn."""
 
-from collections.abc import Sequence
-
-from services.scheduler.domain.grammar import Candidate, Chance, Policy
+from services.scheduler.domain.grammar import Chance, Policy, Slate
 
 
 class NextInTurn:
@@ -11,12 +9,14 @@ class NextInTurn:
     def __init__(self) -> None:
         self._last = ""
 
-    def pick(self, candidates: Sequence[Candidate], _chance: Chance, /) -> Candidate:
-        def turn(candidate: Candidate) -> tuple[bool, str]:
-            return (candidate.worker.worker_id <= self._last, candidate.worker.worker_id)
+    def pick(self, slate: Slate, _chance: Chance, /) -> int:
+        def turn(row: int) -> tuple[bool, str]:
+            worker_id = slate.worker_id(row)
+            return (worker_id <= self._last, worker_id)
 
-        chosen = min(candidates, key=turn)
-        self._last = chosen.worker.worker_id
+        rows: list[int] = slate.passed.tolist()
+        chosen = min(rows, key=turn)
+        self._last = slate.worker_id(chosen)
         return chosen
 
 

@@ -1,15 +1,13 @@
 """Any worker that can take the request, by chance."""
 
-from collections.abc import Sequence
-
-from services.scheduler.domain.grammar import Candidate, Chance, Policy
+from services.scheduler.domain.grammar import Chance, Policy, Slate
 
 
 class AnyOf:
     """Picks by chance."""
 
-    def pick(self, candidates: Sequence[Candidate], chance: Chance, /) -> Candidate:
-        return candidates[int(chance.random() * len(candidates))]
+    def pick(self, slate: Slate, chance: Chance, /) -> int:
+        return int(slate.passed[int(chance.random() * len(slate.passed))])
 
 
 def uniform() -> Policy:

@@ -1,0 +1,132 @@
+"""The workers of one model as columns of numbers, so that one pass of arithmetic considers all of them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from services.scheduler.domain.lease import Occupancy
+from services.scheduler.domain.worker import Rates, Worker
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+NANO = 1_000_000_000
+_NANO_PER_HOUR_TO_UNITS_PER_MS = 1 / (3_600_000 * NANO)
+_FIRST_ROWS = 8
+
+T = TypeVar("T")
+
+
+class Figures(NamedTuple, Generic[T]):
+    """What placement computes with: of one worker as numbers, of a roster as columns."""
+
+    number: T
+    """The worker's number in the index."""
+    ready: T
+    """1 if it takes leases, 0 if not."""
+    reported_at: T
+    requests: T
+    """Requests that it holds."""
+    max_num_seqs: T
+    block_size: T
+    prompt_room: T
+    """Tokens of the longest prompt that it can take, and one."""
+    kv_room: T
+    """Tokens for which its KV cache has room beyond those of the leases."""
+    backlog_ms: T
+    """Time for the prompts before the next one."""
+    queue_ms_per_token: T
+    """Wait for a place in the batch, for each token of expected output."""
+    prefill_base_ms: T
+    prefill_ms_per_token: T
+    step_ms: T
+    """Time of one decode step with one more request."""
+    batch: T
+    """Requests that share that step."""
+    price_per_ms: T
+    """Price of its device, in currency units; 0 where it names none."""
+
+
+Columns = Figures[Floats]
+
+
+def tpot_ms(rates: Rates, *, batch: int) -> float:
+    """The time of one decode step with that many requests."""
+    return rates.decode_base_ms + rates.decode_ms_per_request * max(0, batch - 1)
+
+
+def figures_of(worker: Worker, held: Occupancy, *, number: int) -> Figures[float]:
+    """A worker's figures with what its leases take of it."""
+    spec, rates = worker.spec, worker.rates
+    batch = min(held.requests + 1, spec.max_num_seqs)
+    beyond = max(0, held.requests + 1 - spec.max_num_seqs)
+    return Figures(
+        number=number,
+        ready=worker.ready,
+        reported_at=worker.reported_at,
+        requests=held.requests,
+        max_num_seqs=spec.max_num_seqs,
+        block_size=spec.block_size,
+        prompt_room=min(spec.context_tokens, spec.kv_tokens),
+        kv_room=spec.kv_tokens - held.kv_tokens,
+        backlog_ms=held.prefills * rates.prefill_base_ms + held.prefill_tokens * rates.prefill_ms_per_token,
+        queue_ms_per_token=beyond * tpot_ms(rates, batch=spec.max_num_seqs) / spec.max_num_seqs,
+        prefill_base_ms=rates.prefill_base_ms,
+        prefill_ms_per_token=rates.prefill_ms_per_token,
+        step_ms=tpot_ms(rates, batch=batch),
+        batch=batch,
+        price_per_ms=spec.price_per_hour_nano * _NANO_PER_HOUR_TO_UNITS_PER_MS,
+    )
+
+
+class Roster:
+    """Rows of workers. Row i of each column is `workers[i]`; a row keeps its place until a worker leaves."""
+
+    def __init__(self) -> None:
+        self.workers: list[Worker] = []
+        self.rows: dict[str, int] = {}
+        self._cells = np.zeros((len(Figures._fields), _FIRST_ROWS))
+
+    def __len__(self) -> int:
+        return len(self.workers)
+
+    @property
+    def columns(self) -> Columns:
+        """The columns; they change with the roster."""
+        return Figures(*self._cells[:, : len(self.workers)])
+
+    def put(self, worker: Worker, figures: Figures[float]) -> None:
+        """Enter a worker, or what has changed of it."""
+        row = self.rows.get(worker.worker_id)
+        if row is None:
+            row = self.rows[worker.worker_id] = len(self.workers)
+            self.workers.append(worker)
+            if row == self._cells.shape[1]:
+                self._cells = np.concatenate((self._cells, np.zeros_like(self._cells)), axis=1)
+        self.workers[row] = worker
+        self._cells[:, row] = figures
+
+    def remove(self, worker_id: str) -> None:
+        """Take a worker out; the last one moves into its row."""
+        row, last = self.rows.pop(worker_id), self.workers.pop()
+        if row == len(self.workers):
+            return
+        self.workers[row] = last
+        self.rows[last.worker_id] = row
+        self._cells[:, row] = self._cells[:, len(self.workers)]
+
+    def row(self, worker_id: str) -> Figures[float]:
+        """A worker's figures."""
+        return Figures(*self._cells[:, self.rows[worker_id]].tolist())
+
+
+def without(rows: Mapping[str, int], workers: Sequence[str] | frozenset[str], *, count: int) -> Bools:
+    """True for each row but those of the named workers."""
+    kept = np.ones(count, np.bool_)
+    for worker_id in workers:
+        row = rows.get(worker_id)
+        if row is not None:
+            kept[row] = False
+    return kept

@@ -1,0 +1,163 @@
+"""The columns decide as the formulas say, worker by worker."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.scheduler.domain.cost import DEFAULT_OBJECTIVES, charge
+from services.scheduler.domain.instructions import Place
+from services.scheduler.domain.kv import Delta, Stored
+from services.scheduler.domain.lease import LeasePhase
+from services.scheduler.domain.request import Offer, Request
+from services.scheduler.domain.roster import tpot_ms
+from services.scheduler.domain.stimuli import Leaving
+from services.scheduler.domain.worker import Load, Rates, Worker
+from tests.unit.scheduler.making import PRICE, Desk, offer
+
+SLOW = Rates(prefill_base_ms=9.0, prefill_ms_per_token=3.0, decode_base_ms=30.0, decode_ms_per_request=4.0)
+MODELS = ("m", "n")
+
+machines = st.fixed_dictionaries(
+    {
+        "model": st.sampled_from(MODELS),
+        "max_num_seqs": st.sampled_from([1, 2, 4]),
+        "kv_blocks": st.sampled_from([8, 20, 1024]),
+        "context_tokens": st.sampled_from([100, 4096]),
+        "block_size": st.sampled_from([16, 16, 16, 32]),
+        "price_per_hour_nano": st.sampled_from([0, 0, 2 * 10**9]),
+    }
+)
+asks = st.fixed_dictionaries(
+    {
+        "prompt": st.integers(1, 200),
+        "prefix": st.integers(0, 2),
+        "both": st.booleans(),
+        "excluded": st.sets(st.integers(0, 5), max_size=2),
+        "value": st.sampled_from([None, 0.0, 0.01, 5.0]),
+        "max_cost": st.sampled_from([None, None, 1e-5]),
+        "min_quality": st.sampled_from([None, None, 0.8]),
+        "phase": st.sampled_from([None, LeasePhase.STARTED, LeasePhase.DECODING, LeasePhase.FINISHED]),
+    }
+)
+
+
+def refusal(desk: Desk, worker: Worker, one: Offer, request: Request, cached: int) -> str:
+    """The filter that excludes a worker, in plain words."""
+    spec, held = worker.spec, desk.brain.book.occupancy(worker.worker_id)
+    bill = charge(PRICE, uncached=one.prompt_tokens - cached, cached=cached, output=one.output_tokens or 0)
+    needed = one.prompt_tokens - cached + (one.output_tokens or 0)
+    place = held.requests < spec.max_num_seqs + desk.limits.look_ahead
+    reasons = {
+        "ready": not worker.ready,
+        "not-tried": worker.worker_id in request.excluded_workers,
+        "context": one.prompt_tokens >= min(spec.context_tokens, spec.kv_tokens),
+        "bounds": (request.min_quality is not None and one.quality < request.min_quality)
+        or (request.max_cost is not None and bill > request.max_cost * 1e9),
+        "capacity": held.requests > 0 and not (place and held.kv_tokens + needed <= spec.kv_tokens),
+    }
+    return next((name for name, holds in reasons.items() if holds), "")
+
+
+def predicted(desk: Desk, worker: Worker, one: Offer, request: Request, cached: int) -> tuple[float, float, float]:
+    """The time to the first token, the whole time and the score of a worker, by the cost model's formulas."""
+    spec, rates, held = worker.spec, worker.rates, desk.brain.book.occupancy(worker.worker_id)
+    output, seqs = one.output_tokens or 0, spec.max_num_seqs
+    batch = min(held.requests + 1, seqs)
+    prefill = rates.prefill_base_ms + (one.prompt_tokens - cached) * rates.prefill_ms_per_token
+    wait = held.prefills * rates.prefill_base_ms + held.prefill_tokens * rates.prefill_ms_per_token
+    wait += max(0, held.requests + 1 - seqs) * output * tpot_ms(rates, batch=seqs) / seqs
+    wait += 1000 * max(0.0, desk.now - worker.reported_at - 2 * desk.limits.report_interval_s)
+    decode = (output - 1) * tpot_ms(rates, batch=batch)
+    ttft, total = wait + prefill, wait + prefill + decode
+    cost = (prefill + decode / batch) * spec.price_per_hour_nano / 1e9 / 3_600_000
+    if not spec.price_per_hour_nano:
+        cost = charge(PRICE, uncached=one.prompt_tokens - cached, cached=cached, output=output) / 1e9
+    wish = DEFAULT_OBJECTIVES[request.priority]
+    overdue = max(0.0, ttft - wish.ttft_ms) + max(0.0, total - 1000 * (request.deadline_at - desk.now))
+    waiting = wish.per_second * (ttft + wish.decode_share * (total - ttft)) + wish.per_second_late * overdue
+    value = 1.0 if request.value is None else request.value
+    return ttft, total, value * one.quality - cost - waiting / 1000
+
+
+def expected(desk: Desk, request: Request) -> dict[tuple[str, str], tuple[str, float, float, float]]:
+    """What the record should say of each candidate."""
+    found = {}
+    for one in request.offers:
+        prefixes = desk.brain.index.longest(one.block_hashes)
+        for worker in desk.brain.fleet.serving(one.model):
+            blocks = min(prefixes.get(worker.worker_id, 0), (one.prompt_tokens - 1) // 16)
+            cached = 16 * blocks if worker.spec.block_size == 16 else 0
+            times = predicted(desk, worker, one, request, cached)
+            found[worker.worker_id, one.model] = (refusal(desk, worker, one, request, cached), *times)
+    return found
+
+
+def fleet_of(machines_here: Sequence[dict[str, Any]], faults: dict[int, str]) -> Desk:
+    desk = Desk(look_ahead=1)
+    for number, machine in enumerate(machines_here):
+        worker_id = f"w{number}"
+        desk.hello(worker_id, **machine)
+        desk.say(Delta(epoch="kv", sequence=1, changes=(Stored(tuple(range(1000, 1000 + 3 * number))),)), worker_id)
+        match faults.get(number):
+            case "gone":
+                desk.gone(worker_id)
+            case "leaving":
+                desk.say(Leaving(), worker_id)
+            case "unhealthy":
+                desk.say(Load(serving=False), worker_id)
+            case "slow":
+                desk.say(Load(rates=SLOW), worker_id)
+    return desk
+
+
+def request_of(desk: Desk, number: int, ask: dict[str, Any]) -> Request:
+    models = MODELS if ask["both"] else MODELS[:1]
+    offers = tuple(
+        offer(ask["prompt"], first_hash=1000 * (1 + ask["prefix"]), model=model, quality=quality)
+        for model, quality in zip(models, (0.7, 0.9), strict=False)
+    )
+    bounds = {name: ask[name] for name in ("value", "max_cost", "min_quality")}
+    excluded = frozenset(f"w{each}" for each in ask["excluded"])
+    return desk.request(f"r{number}", offers=offers, excluded_workers=excluded, **bounds)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    fleet=st.lists(machines, min_size=1, max_size=6),
+    faults=st.dictionaries(st.integers(0, 5), st.sampled_from(["gone", "leaving", "unhealthy", "slow"]), max_size=3),
+    requests=st.lists(asks, min_size=1, max_size=8),
+)
+def test_a_decision_is_the_best_of_all_workers(
+    fleet: list[dict[str, Any]], faults: dict[int, str], requests: list[dict[str, Any]]
+) -> None:
+    """The record states for each worker what the formulas give, and the chosen one has the highest score of those."""
+    desk = fleet_of(fleet, faults)
+    for number, ask in enumerate(requests):
+        request = request_of(desk, number, ask)
+        foreseen = expected(desk, request)
+        scores = [score for refused, _, _, score in foreseen.values() if not refused]
+        call, found = desk.ask(
+            request.request_id,
+            **{
+                name: getattr(request, name)
+                for name in ("offers", "excluded_workers", "value", "max_cost", "min_quality")
+            },
+        )
+        placed = next((each for each in found if isinstance(each, Place)), None)
+        assert (placed is not None) == bool(scores)
+        if placed is None:
+            desk.abandon(call)
+            continue
+        assert {(each.worker_id, each.model) for each in placed.decision.candidates} == set(foreseen)
+        for each in placed.decision.candidates:
+            refused, ttft, total, score = foreseen[each.worker_id, each.model]
+            assert each.filtered_by == refused
+            assert (each.ttft_ms, each.total_ms) == pytest.approx((ttft, total))
+            assert each.score == (None if refused else pytest.approx(score))
+        assert placed.decision.candidates[0].score == pytest.approx(max(scores))
+        desk.now += 0.7
+        if ask["phase"] is not None:
+            desk.run(placed, ask["phase"])
