@@ -68,7 +68,7 @@ class LocalConfig:
     workers: int = 1
     models: Mapping[str, str] = field(default_factory=dict)
     port: int = 0
-    start_timeout_s: float = 300.0
+    start_timeout_s: float = 600.0
     drain_s: float = 5.0
     tick_s: float = 0.1
     max_log_bytes: int = 64 * 1024 * 1024

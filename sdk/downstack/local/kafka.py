@@ -12,8 +12,9 @@ import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from downstack.local.daemon import Daemon, find, folder_lock, free_port, port_is_free, spawn, wait_until
+from downstack.local.daemon import Daemon, find, folder_lock, free_port, spawn, wait_until
 from downstack.local.layout import DataFolderVersionError, LocalError, claim_folder
+from downstack.local.ports import port_is_free
 
 _HOST = "127.0.0.1"
 _MIN_JAVA = 17

