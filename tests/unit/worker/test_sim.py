@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.kit.blocks import chain_hashes
-from services.worker.domain.mirror import Mirror
+from services.worker.domain.mirror import Mirror, Stored
 from services.worker.domain.sim.core import Shape, SimCore, SimSequence, Step
 from services.worker.domain.sim.tokens import SimModel
 
@@ -85,6 +85,19 @@ def test_the_last_token_is_always_computed() -> None:
     core.add(sequence("c", [*prompt, 5]))
     run(core, ran)
     assert (ran.cached["a"], ran.cached["b"], ran.cached["c"]) == (0, 12, 16)
+
+
+def test_blocks_are_found_in_the_step_that_fills_them() -> None:
+    """As in vLLM: of two equal prompts in one step, the second computes its last block only."""
+    core, prompt = SimCore(SHAPE), list(range(8))
+    core.add(sequence("a", prompt))
+    core.add(sequence("b", prompt))
+    step = core.step()
+    assert [(one.key, count) for one, count in step.scheduled] == [("a", 8), ("b", 4)]
+    first, second = chain_hashes(ROOT, prompt, 4)
+    # The copy of the second block is reported too.
+    assert step.changes == [Stored((first, second)), Stored((second,))]
+    assert (step.queries, step.hits) == (16, 4)
 
 
 def test_only_the_same_root_shares_blocks() -> None:

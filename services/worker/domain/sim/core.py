@@ -72,8 +72,15 @@ class Token:
 
 @dataclass(slots=True)
 class Step:
-    """What one step did."""
+    """What one step did.
 
+    Attributes:
+        scheduled: The sequences that computed something, in order, and how many tokens each.
+        queries: The tokens that were looked up in the prefix cache; sequences count once, however often preempted.
+        hits: Those of them that were found.
+    """
+
+    scheduled: list[tuple[SimSequence, int]] = field(default_factory=list)
     tokens: list[Token] = field(default_factory=list)
     admitted: list[str] = field(default_factory=list)
     preempted: list[str] = field(default_factory=list)
@@ -118,32 +125,27 @@ class SimCore:
     def step(self) -> Step:
         """Schedules and computes one step."""
         done = Step()
-        scheduled: list[tuple[SimSequence, int]] = []
-        budget = self._schedule_running(self.shape.max_num_batched_tokens, scheduled, done)
+        budget = self._schedule_running(self.shape.max_num_batched_tokens, done)
         if not done.preempted:
-            self._schedule_waiting(budget, scheduled, done)
-        for sequence, count in scheduled:
-            self._register_full(sequence, sequence.computed + count)
-        for sequence, count in scheduled:
+            self._schedule_waiting(budget, done)
+        for sequence, count in done.scheduled:
             self._compute(sequence, count, done)
         done.changes = self.pool.drain_changes()
         return done
 
-    def _schedule_running(self, budget: int, scheduled: list[tuple[SimSequence, int]], done: Step) -> int:
+    def _schedule_running(self, budget: int, done: Step) -> int:
         position = 0
         while position < len(self.running) and budget > 0:
             sequence = self.running[position]
             count = min(len(sequence.tokens) - sequence.computed, budget)
             victims = self._make_room(sequence, count, done)
             if victims:
-                for victim in victims:
-                    budget += sum(given for one, given in scheduled if one is victim)
-                scheduled[:] = [entry for entry in scheduled if entry[0] not in victims]
+                budget += sum(given for one, given in done.scheduled if one in victims)
+                done.scheduled = [entry for entry in done.scheduled if entry[0] not in victims]
                 if sequence in victims:
                     break
                 position = self.running.index(sequence)
-            self._grow(sequence, count)
-            scheduled.append((sequence, count))
+            self._schedule(sequence, count, done)
             budget -= count
             position += 1
         return budget
@@ -167,7 +169,7 @@ class SimCore:
         self.waiting.append(victim)
         done.preempted.append(victim.key)
 
-    def _schedule_waiting(self, budget: int, scheduled: list[tuple[SimSequence, int]], done: Step) -> None:
+    def _schedule_waiting(self, budget: int, done: Step) -> None:
         while self.waiting and budget > 0 and len(self.running) < self.shape.max_num_seqs:
             sequence = min(self.waiting, key=lambda one: one.rank)
             # The last token is always computed: its output is the first token of the answer.
@@ -177,8 +179,7 @@ class SimCore:
                 return
             self._admit(sequence, hits, done)
             count = min(len(sequence.tokens) - sequence.computed, budget)
-            self._grow(sequence, count)
-            scheduled.append((sequence, count))
+            self._schedule(sequence, count, done)
             budget -= count
 
     def _admit(self, sequence: SimSequence, hits: list[int], done: Step) -> None:
@@ -197,15 +198,20 @@ class SimCore:
     def _missing(self, sequence: SimSequence, count: int) -> int:
         return -(-(sequence.computed + count) // self.shape.block_size) - len(sequence.blocks)
 
-    def _grow(self, sequence: SimSequence, count: int) -> None:
-        sequence.blocks += self.pool.take(max(0, self._missing(sequence, count)))
+    def _schedule(self, sequence: SimSequence, count: int, done: Step) -> None:
+        """Gives the sequence's next tokens their blocks.
 
-    def _register_full(self, sequence: SimSequence, computed: int) -> None:
+        As in vLLM the blocks that they fill can be found at once, by the next sequence of the same step too, before
+        they are computed. They stay so even where the sequence is preempted later in the step.
+        """
+        sequence.blocks += self.pool.take(max(0, self._missing(sequence, count)))
         self._extend_hashes(sequence)
-        full = computed // self.shape.block_size
-        for index in range(sequence.registered, full):
-            self.pool.register(sequence.blocks[index], sequence.hashes[index])
-        sequence.registered = max(sequence.registered, full)
+        full = (sequence.computed + count) // self.shape.block_size
+        if full > sequence.registered:
+            filled = slice(sequence.registered, full)
+            self.pool.register(sequence.blocks[filled], sequence.hashes[filled])
+            sequence.registered = full
+        done.scheduled.append((sequence, count))
 
     def _extend_hashes(self, sequence: SimSequence) -> None:
         size, hashes = self.shape.block_size, sequence.hashes

@@ -63,11 +63,12 @@ class BlockPool:
             taken.append(block)
         return taken
 
-    def register(self, block: int, block_hash: int) -> None:
-        """The block is full, and this is the hash of its content."""
-        self._hashes[block] = block_hash
-        self._by_hash.setdefault(block_hash, OrderedDict())[block] = None
-        self._changes.append(Stored((block_hash,)))
+    def register(self, blocks: Sequence[int], hashes: Sequence[int]) -> None:
+        """These blocks in a row are full, and these are the hashes of their content."""
+        for block, block_hash in zip(blocks, hashes, strict=True):
+            self._hashes[block] = block_hash
+            self._by_hash.setdefault(block_hash, OrderedDict())[block] = None
+        self._changes.append(Stored(tuple(hashes)))
 
     def release(self, blocks: Sequence[int]) -> None:
         """One user less of each; the first of them that become free are evicted first.
