@@ -11,14 +11,12 @@ the estimate does not wait for a report.
 """
 
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
 from services.scheduler.domain.request import Offer, Price, Priority
 from services.scheduler.domain.roster import NANO, Columns, Floats
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,12 +40,12 @@ DEFAULT_OBJECTIVES = {
 }
 
 
-class Estimate(NamedTuple, Generic[T]):
-    """What a placement would take: on one worker as numbers, on all of them as columns."""
+class Estimate(NamedTuple):
+    """What a placement would take on each worker."""
 
-    ttft_ms: T
-    total_ms: T
-    cost: T
+    ttft_ms: Floats
+    total_ms: Floats
+    cost: Floats
     """What the placement costs the operator, in currency units."""
 
 
@@ -72,7 +70,7 @@ def cached_tokens(columns: Columns, offer: Offer, blocks: Floats) -> Floats:
 
 def estimate(
     columns: Columns, offer: Offer, *, cached: Floats, output: int, price: Price, reported_since: float
-) -> Estimate[Floats]:
+) -> Estimate:
     """Predict a placement on each worker. Reports from before `reported_since` (s) widen the wait by their age."""
     uncached = offer.prompt_tokens - cached
     prefill = columns.prefill_base_ms + uncached * columns.prefill_ms_per_token
@@ -87,7 +85,7 @@ def estimate(
     return Estimate(ttft, ttft + decode, device_cost)
 
 
-def late(predicted: Estimate[Floats], objectives: Objectives, *, left_ms: float) -> Floats:
+def late(predicted: Estimate, objectives: Objectives, *, left_ms: float) -> Floats:
     """What the predicted times cost the caller. `left_ms` is the time to its deadline."""
     ttft, total = predicted.ttft_ms, predicted.total_ms
     overdue = np.maximum(0.0, ttft - objectives.ttft_ms) + np.maximum(0.0, total - left_ms)

@@ -45,7 +45,7 @@ class Decision:
 def considered(slate: Slate, chosen: int) -> tuple[Considered, ...]:
     """The candidates as the record keeps them: the chosen one, the best others, then the filtered ones."""
     others = [row for row in slate.best(MAX_CANDIDATES) if row != chosen]
-    return tuple(_record(slate.candidate(row)) for row in [chosen, *others[: MAX_CANDIDATES - 1]])
+    return tuple(map(_record, slate.candidates([chosen, *others[: MAX_CANDIDATES - 1]])))
 
 
 def _record(candidate: Candidate) -> Considered:
@@ -53,8 +53,8 @@ def _record(candidate: Candidate) -> Considered:
         worker_id=candidate.worker.worker_id,
         model=candidate.offer.model,
         cached_tokens=candidate.cached_tokens,
-        ttft_ms=candidate.estimate.ttft_ms,
-        total_ms=candidate.estimate.total_ms,
+        ttft_ms=candidate.ttft_ms,
+        total_ms=candidate.total_ms,
         charge_nano=candidate.charge_nano,
         score=None if candidate.filtered_by else candidate.score,
         filtered_by=candidate.filtered_by,

@@ -77,7 +77,7 @@ class Dispatcher:
         return self._grant(entry, row, slate, now)
 
     def _grant(self, entry: Waiting, row: int, slate: Slate, now: float) -> Place:
-        chosen = slate.candidate(row)
+        (chosen,) = slate.candidates([row])
         request, worker = entry.request, chosen.worker
         lease = self._book.grant(self._terms(entry, chosen, now), expected_output=chosen.output_tokens)
         self._fair.serve(request.tenant_id, lease.uncached_tokens + OUTPUT_WEIGHT * chosen.output_tokens)

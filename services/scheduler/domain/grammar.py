@@ -35,7 +35,8 @@ class Candidate(NamedTuple):
     running_requests: int
     cached_tokens: int
     output_tokens: int
-    estimate: Estimate[float]
+    ttft_ms: float
+    total_ms: float
     charge_nano: int
     filtered_by: str
     score: float
@@ -51,7 +52,7 @@ class Group:
     columns: Columns
     cached_tokens: Floats
     output_tokens: int
-    estimate: Estimate[Floats]
+    estimate: Estimate
 
     def __len__(self) -> int:
         return len(self.cached_tokens)
@@ -61,22 +62,6 @@ class Group:
         """What the caller would be charged."""
         uncached = self.offer.prompt_tokens - self.cached_tokens
         return charges_nano(self.price, uncached=uncached, cached=self.cached_tokens, output=self.output_tokens)
-
-    def candidate(self, row: int, *, filtered_by: str, score: float) -> Candidate:
-        """One row, in words."""
-        cached, predicted = int(self.cached_tokens[row]), self.estimate
-        uncached = self.offer.prompt_tokens - cached
-        return Candidate(
-            self.roster.workers[row],
-            self.offer,
-            int(self.columns.requests[row]),
-            cached,
-            self.output_tokens,
-            Estimate(float(predicted.ttft_ms[row]), float(predicted.total_ms[row]), float(predicted.cost[row])),
-            charge(self.price, uncached=uncached, cached=cached, output=self.output_tokens),
-            filtered_by,
-            score,
-        )
 
 
 class Filter(Protocol):
@@ -124,11 +109,36 @@ class Slate:
         group, row = self._place(row)
         return group.roster.workers[row].worker_id
 
-    def candidate(self, row: int) -> Candidate:
-        """One row, in words."""
-        filtered_by, score = self._names[self._verdicts[row]], float(self.scores[row])
+    def candidates(self, rows: Sequence[int]) -> list[Candidate]:
+        """Some rows, in words."""
+        columns = (
+            _joined([group.columns.requests for group in self._groups]),
+            _joined([group.cached_tokens for group in self._groups]),
+            _joined([group.estimate.ttft_ms for group in self._groups]),
+            _joined([group.estimate.total_ms for group in self._groups]),
+            self.scores,
+            self._verdicts,
+        )
+        numbers = zip(*(column[rows].tolist() for column in columns), strict=True)
+        return [self._candidate(row, *each) for row, each in zip(rows, numbers, strict=True)]
+
+    def _candidate(
+        self, row: int, requests: float, cached: float, ttft_ms: float, total_ms: float, score: float, verdict: int
+    ) -> Candidate:
         group, row = self._place(row)
-        return group.candidate(row, filtered_by=filtered_by, score=0.0 if filtered_by else score)
+        uncached = group.offer.prompt_tokens - int(cached)
+        return Candidate(
+            group.roster.workers[row],
+            group.offer,
+            int(requests),
+            int(cached),
+            group.output_tokens,
+            ttft_ms,
+            total_ms,
+            charge(group.price, uncached=uncached, cached=int(cached), output=group.output_tokens),
+            self._names[verdict],
+            0.0 if verdict else score,
+        )
 
     def best(self, count: int) -> list[int]:
         """The rows in order: those that passed by their scores, then the others by their time to the first token."""

@@ -119,8 +119,7 @@ class BlockIndex:
     def predict(self, worker_id: str, hashes: Sequence[int], *, until: float) -> None:
         """Count blocks as resident for a while: the worker was just given a prompt that will make them so."""
         part = self._part(worker_id)
-        known = self._owners.has(part.bit, hashes)
-        missing = [block for block, has in zip(hashes, known, strict=True) if not has]
+        _, missing = self._owners.split(part.bit, hashes)
         self._predictions.add(part.bit, missing, until=until)
 
     def expire(self, now: float) -> None:
@@ -263,8 +262,8 @@ class BlockIndex:
         return part
 
     def _resident(self, part: _Part) -> set[int]:
-        known = self._owners.has(part.bit, part.log)
-        return {block for block, has in zip(part.log, known, strict=True) if has}
+        resident, _ = self._owners.split(part.bit, part.log)
+        return set(resident)
 
     def _trust(self, part: _Part) -> None:
         part.trusted = True

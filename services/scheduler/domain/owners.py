@@ -27,9 +27,16 @@ class Owners:
         """The owners of each block, None for none."""
         return map(self._table.get, hashes)
 
-    def has(self, bit: int, hashes: Sequence[int]) -> list[bool]:
-        """Whether the worker of `bit` has each of the blocks."""
-        return [owners is not None and owners & bit != 0 for owners in self.of(hashes)]
+    def split(self, bit: int, hashes: Sequence[int]) -> tuple[list[int], list[int]]:
+        """The blocks that the worker of `bit` has, and those that it lacks."""
+        has: list[int] = []
+        lacks: list[int] = []
+        before, note = None, lacks.append
+        for block, owners in zip(hashes, self.of(hashes), strict=True):
+            if owners is not before:
+                before, note = owners, has.append if owners is not None and owners & bit else lacks.append
+            note(block)
+        return has, lacks
 
     def add(self, bit: int, hashes: Sequence[int]) -> list[int]:
         """Make the worker of `bit` an owner. Returns the blocks that it had not."""

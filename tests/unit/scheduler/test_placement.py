@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.scheduler.domain.cost import Estimate, cached_tokens, charge, estimate
+from services.scheduler.domain.cost import cached_tokens, charge, estimate
 from services.scheduler.domain.kv import Delta, Stored
 from services.scheduler.domain.lease import NOTHING, LeasePhase, Occupancy, Usage
 from services.scheduler.domain.request import Offer
@@ -214,7 +214,7 @@ def test_estimates_are_monotonic(prompt: int, reused: int, more: int, held: int,
     one = offer(prompt, block_hashes=(), block_size=0)
 
     def predict(tokens: int, occupancy: Occupancy) -> float:
-        found: Estimate[np.ndarray] = estimate(
+        found = estimate(
             one_row(occupancy),
             one,
             cached=np.array([float(tokens)]),
