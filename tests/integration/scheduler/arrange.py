@@ -42,13 +42,31 @@ def lost(lease_id: str, tenant_id: str) -> Event:
     return usage(lease_id, tenant_id, source=UsageSource.USAGE_SOURCE_LAST_REPORT)
 
 
-def decided(lease_id: str, tenant_id: str, *, request_id: str = "req_1", attempt: int = 1) -> Event:
+def decided(
+    lease_id: str, tenant_id: str, *, request_id: str = "req_1", attempt: int = 1, granted: str = "", **grant: Any
+) -> Event:
+    """The event of a decision; with the fields of a grant, it carries one, of the lease `granted` or its own."""
     record = AuditRecorded(
         tenant_id=tenant_id,
         request_id=request_id,
         occurred_at=Timestamp(seconds=NOON),
         decided=Decision(request_id=request_id, attempt=attempt, lease_id=lease_id, worker_id="w1", reason="because"),
     )
+    if grant:
+        record.grant.CopyFrom(
+            LeaseGrant(
+                lease_id=granted or lease_id,
+                tenant_id=tenant_id,
+                request_id=request_id,
+                attempt=attempt,
+                worker_id="w1",
+                price=Price(version="7", currency="EUR", input_nano=1, cached_nano=1, output_nano=1),
+                granted_at=Timestamp(seconds=NOON),
+                expires_at=Timestamp(seconds=NOON + 30),
+                queue_ms=1.5,
+                **grant,
+            )
+        )
     return audit_event(record, source="downstack/tests", kind="decided", id_parts=[lease_id])
 
 

@@ -6,11 +6,15 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 from downstack.events.v1.events_pb2 import AuditRecorded
+from downstack.scheduler.v1.scheduler_pb2 import LeaseGrant
 
+from services.kit.accounts.store import AccountStore
+from services.kit.clock import SystemClock
 from services.kit.events.event import Event, MalformedEventError, audit_event
 from services.kit.identity import Identity
 from services.kit.pg.pool import Database
 from services.scheduler.adapters.ledger_consumer import LedgerConsumer
+from services.scheduler.adapters.ledger_gaps import PostgresGaps
 from services.scheduler.adapters.ledger_store import PostgresLedger
 from services.scheduler.adapters.meter import SilentMeter
 from services.scheduler.domain.ledger import Grouping, UsageFilter
@@ -18,6 +22,7 @@ from tests.conftest import MakeDatabase
 from tests.integration.scheduler.arrange import COST, DAY_S, NOON, decided, lost, received, usage
 
 ALL = UsageFilter()
+FOREIGN = decided("l", str(uuid.uuid4()), granted="another", model="m")
 
 
 @pytest.fixture(scope="module")
@@ -138,11 +143,43 @@ async def test_pages_lead_through_all_rows_once(store: PostgresLedger, tenant: s
     assert seen == [f"{tenant}-{n}" for n in (6, 5, 4, 3, 2, 1, 0)]
 
 
-@pytest.mark.parametrize("event", [usage("l", "no uuid"), usage("", str(uuid.uuid4())), decided("l", "no uuid")])
+@pytest.mark.parametrize(
+    "event", [usage("l", "no uuid"), usage("", str(uuid.uuid4())), decided("l", "no uuid"), FOREIGN]
+)
 async def test_a_record_that_is_none_is_named(store: PostgresLedger, event: Event) -> None:
     """What cannot be a row is malformed, so that it is put aside and not tried for ever."""
     with pytest.raises(MalformedEventError):
         await fold(store, event)
+
+
+async def test_decisions_without_rows_are_found_part_by_part(store: PostgresLedger, db: Database, tenant: str) -> None:
+    """Parts are bounded by decisions, not by what is found; the grant comes back whole; other tenants' stay unseen."""
+    names = [f"{tenant}-{n}" for n in range(5)]
+    await fold(store, *(decided(name, tenant, request_id=name, model="m") for name in names))
+    await fold(store, decided("without a grant", tenant), *(usage(name, tenant) for name in (names[0], names[3])))
+    gaps = PostgresGaps(db, AccountStore(db, pepper=b"pepper", clock=SystemClock()))
+    found, position, parts = [], (0.0, ""), 0
+    while True:
+        part = await gaps.compare(tenant, after=position, older_than_s=0.0, limit=2)
+        found += part.unmatched
+        position, parts = part.end, parts + 1
+        if not part.more:
+            break
+    assert ([lease.lease_id for lease in found], parts) == ([names[1], names[2], names[4]], 3)
+    assert {(lease.worker_id, LeaseGrant.FromString(lease.grant).model) for lease in found} == {("w1", "m")}
+    assert all(0 <= lease.age_s < 60 for lease in found)
+    assert not (await gaps.compare(tenant, after=(0.0, ""), older_than_s=60.0, limit=9)).unmatched, "too young"
+    other = await gaps.compare(str(uuid.uuid4()), after=(0.0, ""), older_than_s=0.0, limit=9)
+    assert (other.unmatched, other.more) == ([], False)
+
+
+async def test_all_tenants_are_compared(make_database: MakeDatabase) -> None:
+    """The tenants are those of the accounts, over the edges of pages too."""
+    address = await make_database("services.kit.accounts")
+    async with Database.open(address.app_dsn) as accounts_db:
+        accounts = AccountStore(accounts_db, pepper=b"pepper", clock=SystemClock())
+        made = {(await accounts.create_tenant(f"tenant-{n}")).tenant_id for n in range(3)}
+        assert {tenant_id async for tenant_id in PostgresGaps(accounts_db, accounts).tenants()} == made
 
 
 async def test_other_facts_are_passed_over(store: PostgresLedger, tenant: str) -> None:

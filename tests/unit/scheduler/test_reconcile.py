@@ -27,14 +27,14 @@ class Gauge(SilentMeter):
     """Keeps what was counted."""
 
     def __init__(self) -> None:
-        self.closed = 0
-        self.open: list[int] = []
+        self.made = 0
+        self.seen: list[int] = []
 
     def reconciled(self) -> None:
-        self.closed += 1
+        self.made += 1
 
     def unmatched(self, leases: int) -> None:
-        self.open.append(leases)
+        self.seen.append(leases)
 
 
 class Bench:
@@ -116,7 +116,7 @@ async def test_a_lease_is_closed_once() -> None:
         assert bench.closed == ["lse_1", "lse_3"]
     bench.gaps.open = {"t1": [], "t2": []}
     assert await bench.reconciler.compare() == 0
-    assert (bench.gauge.closed, bench.gauge.open) == (2, [2, 2, 2, 0])
+    assert (bench.gauge.made, bench.gauge.seen) == (2, [2, 2, 2, 0])
 
 
 async def test_a_blocked_way_to_the_ledger_stops_the_waiting() -> None:
@@ -146,7 +146,7 @@ async def test_a_full_journal_loses_nothing() -> None:
     bench.journal.full = False
     await bench.reconciler.compare()
     assert bench.closed == ["lse_1", "lse_2"]
-    assert bench.gauge.closed == 2
+    assert bench.gauge.made == 2
 
 
 async def test_awaited_rows_are_bounded() -> None:
