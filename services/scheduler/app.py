@@ -128,8 +128,8 @@ class Scheduler:
         try:
             self.apply(PlaceRequested(call, request))
             placed = await waiter
-            if not placed.again:
-                await self._journal.decided(placed.decision, placed.grant)
+            # Also for a call that repeats another, whose own record may not be durable yet; both records are the same.
+            await self._journal.decided(placed.decision, placed.grant)
         except BaseException as error:
             self._undo(call, waiter)
             if isinstance(error, DownstackError):
