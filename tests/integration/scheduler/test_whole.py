@@ -10,10 +10,12 @@ from downstack.scheduler.v1 import ledger_pb2, scheduler_pb2
 
 from services.kit.identity import Identity
 from services.kit.pg.pool import Database
+from services.kit.tickets import verify_ticket
 from tests.conftest import MakeDatabase
 from tests.integration.scheduler.arrange import usage
 from tests.integration.scheduler.system import (
     PATIENCE_S,
+    SECRET,
     Place,
     System,
     as_router,
@@ -75,21 +77,32 @@ async def _seen(system: System, *, running: int) -> None:
 
 
 async def test_the_decision_reaches_the_ledger(place: Place, system: System) -> None:
-    """A request can be explained by a scheduler that did not decide it: the decision is in the tables."""
+    """A request can be explained by a scheduler that did not decide it, and its lease closed: all is in the tables."""
     tenant = place.tenants[0]
     async with worker(system):
-        placed = await system.scheduler.Place(place_request("req_c", tenant), metadata=as_router(tenant), timeout=5)
+        request = place_request("req_c", tenant)
+        request.cache_salt = "a salt"
+        placed = await system.scheduler.Place(request, metadata=as_router(tenant), timeout=5)
     await system.rows(3)
     async with Database.open(place.settings.postgres_dsn.get_secret_value()) as db, asyncio.timeout(PATIENCE_S):
-        statement = "SELECT lease_id FROM ledger.decisions WHERE request_id = 'req_c'"
+        statement = "SELECT lease_id, lease_grant FROM ledger.decisions WHERE request_id = 'req_c'"
         found = []
         while not found:
             async with db.transaction(Identity(tenant, "tests", (), frozenset(), "")) as connection:
                 found = await connection.fetch(statement)
             await asyncio.sleep(0.05)
     assert [row["lease_id"] for row in found] == [placed.lease_id]
-    request = ledger_pb2.DescribeRequestRequest(request_id="req_c")
-    explained = await system.ledger.DescribeRequest(request, metadata=system.key())
+    kept, ticket = (
+        scheduler_pb2.LeaseGrant.FromString(found[0]["lease_grant"]),
+        verify_ticket(placed.ticket, secret=SECRET.encode()),
+    )
+    assert (kept.cache_salt, ticket.cache_salt) == ("", "a salt")
+    for grant in (kept, ticket):  # their times are read from the clocks one after the other
+        for field in ("granted_at", "expires_at", "cache_salt"):
+            grant.ClearField(field)
+    assert kept == ticket
+    about = ledger_pb2.DescribeRequestRequest(request_id="req_c")
+    explained = await system.ledger.DescribeRequest(about, metadata=system.key())
     assert [each.decision.lease_id for each in explained.decisions] == [placed.lease_id]
     assert explained.decisions[0].decision.reason.startswith("w1 holds none of the prompt")
 
