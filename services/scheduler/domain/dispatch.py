@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable
 
-from services.scheduler.domain.decision import Decision, considered, reason_of
+from services.scheduler.domain.decision import Decision, considered, reason_of, record_of
 from services.scheduler.domain.fairness import OUTPUT_WEIGHT, FairShare
 from services.scheduler.domain.grammar import Candidate, Slate
 from services.scheduler.domain.instructions import Instruction, Place, Refuse
@@ -77,20 +77,20 @@ class Dispatcher:
         return self._grant(entry, row, slate, now)
 
     def _grant(self, entry: Waiting, row: int, slate: Slate, now: float) -> Place:
-        (chosen,) = slate.candidates([row])
-        request, worker = entry.request, chosen.worker
-        lease = self._book.grant(self._terms(entry, chosen, now), expected_output=chosen.output_tokens)
-        self._fair.serve(request.tenant_id, lease.uncached_tokens + OUTPUT_WEIGHT * chosen.output_tokens)
+        candidates = considered(slate, row)
+        chosen, worker, request = candidates[0], candidates[0].worker, entry.request
+        offer, output = chosen.group.offer, chosen.group.output_tokens
+        lease = self._book.grant(self._terms(entry, chosen, now), expected_output=output)
+        self._fair.serve(request.tenant_id, lease.uncached_tokens + OUTPUT_WEIGHT * output)
         life = self._limits.predicted_life_s if worker.spec.kv_events else self._limits.approximate_life_s
-        if chosen.offer.block_size == worker.spec.block_size:
-            self._index.predict(worker.worker_id, chosen.offer.block_hashes, until=now + life)
+        if offer.block_size == worker.spec.block_size:
+            self._index.predict(worker.worker_id, offer.block_hashes, until=now + life)
         self._fleet.touch()
-        decision = self._record(request, row, slate, lease.grant)
+        decision = self._record(request, candidates, reason_of(candidates, slate), lease.grant)
         self._remember(decision)
         return Place(entry.call, lease.grant, worker.endpoint, decision)
 
-    def _record(self, request: Request, row: int, slate: Slate, grant: Grant) -> Decision:
-        candidates = considered(slate, row)
+    def _record(self, request: Request, candidates: list[Candidate], reason: str, grant: Grant) -> Decision:
         return Decision(
             request_id=request.request_id,
             attempt=request.attempt,
@@ -99,8 +99,8 @@ class Dispatcher:
             model=grant.model,
             worker_id=grant.worker_id,
             policy=self._placement.policy,
-            reason=reason_of(candidates, slate, prompt_tokens=grant.prompt_tokens),
-            candidates=candidates,
+            reason=reason,
+            candidates=tuple(map(record_of, candidates)),
             prompt_tokens=grant.prompt_tokens,
             predicted_cached_tokens=grant.predicted_cached_tokens,
             queue_ms=grant.queue_ms,
@@ -108,7 +108,7 @@ class Dispatcher:
         )
 
     def _terms(self, entry: Waiting, chosen: Candidate, now: float) -> Grant:
-        request, offer, worker = entry.request, chosen.offer, chosen.worker
+        request, offer, worker = entry.request, chosen.group.offer, chosen.worker
         return Grant(
             lease_id=self._new_lease_id(),
             request_id=request.request_id,

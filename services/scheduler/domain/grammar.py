@@ -27,21 +27,6 @@ class Chance(Protocol):
         """A number from 0 up to 1."""
 
 
-class Candidate(NamedTuple):
-    """One worker considered for one offer. `score` is 0 for one that a filter excluded."""
-
-    worker: Worker
-    offer: Offer
-    running_requests: int
-    cached_tokens: int
-    output_tokens: int
-    ttft_ms: float
-    total_ms: float
-    charge_nano: int
-    filtered_by: str
-    score: float
-
-
 @dataclass(slots=True, kw_only=True)
 class Group:
     """One offer and the workers of its model; row i of each column is `roster.workers[i]`."""
@@ -62,6 +47,24 @@ class Group:
         """What the caller would be charged."""
         uncached = self.offer.prompt_tokens - self.cached_tokens
         return charges_nano(self.price, uncached=uncached, cached=self.cached_tokens, output=self.output_tokens)
+
+    def charge_nano(self, cached: int) -> int:
+        """What the caller would be charged with so many cached tokens."""
+        uncached = self.offer.prompt_tokens - cached
+        return charge(self.price, uncached=uncached, cached=cached, output=self.output_tokens)
+
+
+class Candidate(NamedTuple):
+    """One worker considered for one offer. `score` is None for one that a filter excluded."""
+
+    group: Group
+    worker: Worker
+    cached_tokens: int
+    ttft_ms: float
+    total_ms: float
+    running_requests: int
+    score: float | None
+    filtered_by: str
 
 
 class Filter(Protocol):
@@ -105,40 +108,28 @@ class Slate:
             found = _joined([part.scorer.score(group, request, now) for group in self._groups])
             self.scores = self.scores + part.weight * found
 
-    def worker_id(self, row: int) -> str:
+    def worker(self, row: int) -> Worker:
         group, row = self._place(row)
-        return group.roster.workers[row].worker_id
+        return group.roster.workers[row]
 
     def candidates(self, rows: Sequence[int]) -> list[Candidate]:
         """Some rows, in words."""
         columns = (
-            _joined([group.columns.requests for group in self._groups]),
             _joined([group.cached_tokens for group in self._groups]),
             _joined([group.estimate.ttft_ms for group in self._groups]),
             _joined([group.estimate.total_ms for group in self._groups]),
+            _joined([group.columns.requests for group in self._groups]),
             self.scores,
             self._verdicts,
         )
-        numbers = zip(*(column[rows].tolist() for column in columns), strict=True)
-        return [self._candidate(row, *each) for row, each in zip(rows, numbers, strict=True)]
-
-    def _candidate(
-        self, row: int, requests: float, cached: float, ttft_ms: float, total_ms: float, score: float, verdict: int
-    ) -> Candidate:
-        group, row = self._place(row)
-        uncached = group.offer.prompt_tokens - int(cached)
-        return Candidate(
-            group.roster.workers[row],
-            group.offer,
-            int(requests),
-            int(cached),
-            group.output_tokens,
-            ttft_ms,
-            total_ms,
-            charge(group.price, uncached=uncached, cached=int(cached), output=group.output_tokens),
-            self._names[verdict],
-            0.0 if verdict else score,
-        )
+        found = []
+        numbers = zip(rows, *(column[rows].tolist() for column in columns), strict=True)
+        for place, cached, ttft_ms, total_ms, requests, score, verdict in numbers:
+            group, row = self._place(place)
+            name, worker = self._names[verdict], group.roster.workers[row]
+            shown = None if verdict else score
+            found.append(Candidate(group, worker, int(cached), ttft_ms, total_ms, int(requests), shown, name))
+        return found
 
     def best(self, count: int) -> list[int]:
         """The rows in order: those that passed by their scores, then the others by their time to the first token."""

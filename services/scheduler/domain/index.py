@@ -22,6 +22,8 @@ from services.scheduler.domain.predictions import Predictions
 
 # A part's log is rewritten when it has that many stale entries, and more of them than blocks.
 _MIN_STALE = 64
+# A walk looks at so many blocks at once, since most have the owners of the block before.
+_STRIDE = 32
 # Up to so many workers are cheaper to name one by one.
 _FEW = 4
 
@@ -98,20 +100,25 @@ class BlockIndex:
     def _levels(self, hashes: Sequence[int]) -> list[tuple[int, int]]:
         """The owners of a prefix, as bits, and its blocks: the shortest first, each worker once."""
         levels: list[tuple[int, int]] = []
-        trusted, alive, depth = self._trusted, -1, 0
-        held_before: int | None = -1
-        guess_before: int | None = -1
-        for held, guess in zip(self._owners.of(hashes), self._predictions.owners(hashes), strict=True):
-            if held is not held_before or guess is not guess_before:
-                held_before, guess_before = held, guess
-                here = (((held or 0) & trusted) | (guess or 0)) & alive
-                if here != alive:
-                    if depth:
-                        levels.append((alive & ~here, depth))
-                    alive = here
-                    if not alive:
-                        return levels
-            depth += 1
+        alive, depth = -1, 0
+        before: tuple[int | None, int | None] = (-1, -1)
+        for start in range(0, len(hashes), _STRIDE):
+            blocks = hashes[start : start + _STRIDE]
+            held, guessed = tuple(self._owners.of(blocks)), tuple(self._predictions.owners(blocks))
+            if held.count(before[0]) == len(blocks) == guessed.count(before[1]):
+                depth += len(blocks)
+                continue
+            for owners in zip(held, guessed, strict=True):
+                if owners[0] is not before[0] or owners[1] is not before[1]:
+                    before = owners
+                    here = (((owners[0] or 0) & self._trusted) | (owners[1] or 0)) & alive
+                    if here != alive:
+                        if depth:
+                            levels.append((alive & ~here, depth))
+                        alive = here
+                        if not alive:
+                            return levels
+                depth += 1
         if depth:
             levels.append((alive, depth))
         return levels

@@ -41,6 +41,10 @@ class Owners:
     def add(self, bit: int, hashes: Sequence[int]) -> list[int]:
         """Make the worker of `bit` an owner. Returns the blocks that it had not."""
         table, added = self._table, []
+        if table.keys().isdisjoint(hashes):
+            fresh = dict.fromkeys(hashes, self._share(bit))
+            table.update(fresh)
+            return list(fresh)
         before, after, known = -1, 0, False
         for block in hashes:
             owners = table.get(block, 0)

@@ -100,7 +100,7 @@ class Placement:
         verdicts = np.zeros(len(group), np.int8)
         for number, each in enumerate(self._filters, start=1):
             admitted = each.admits(group, request)
-            if not np.all(admitted):
+            if not (admitted if isinstance(admitted, bool) else admitted.all()):
                 verdicts[(verdicts == 0) & np.logical_not(admitted)] = number
         return verdicts
 

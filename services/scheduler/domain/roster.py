@@ -88,6 +88,7 @@ class Roster:
         self.workers: list[Worker] = []
         self.rows: dict[str, int] = {}
         self._cells = np.zeros((len(Figures._fields), _FIRST_ROWS))
+        self._columns: Columns | None = None
 
     def __len__(self) -> int:
         return len(self.workers)
@@ -95,7 +96,9 @@ class Roster:
     @property
     def columns(self) -> Columns:
         """The columns; they change with the roster."""
-        return Figures(*self._cells[:, : len(self.workers)])
+        if self._columns is None:
+            self._columns = Figures(*self._cells[:, : len(self.workers)])
+        return self._columns
 
     def put(self, worker: Worker, figures: Figures[float]) -> None:
         """Enter a worker, or what has changed of it."""
@@ -103,6 +106,7 @@ class Roster:
         if row is None:
             row = self.rows[worker.worker_id] = len(self.workers)
             self.workers.append(worker)
+            self._columns = None
             if row == self._cells.shape[1]:
                 self._cells = np.concatenate((self._cells, np.zeros_like(self._cells)), axis=1)
         self.workers[row] = worker
@@ -111,6 +115,7 @@ class Roster:
     def remove(self, worker_id: str) -> None:
         """Take a worker out; the last one moves into its row."""
         row, last = self.rows.pop(worker_id), self.workers.pop()
+        self._columns = None
         if row == len(self.workers):
             return
         self.workers[row] = last
