@@ -1,5 +1,6 @@
 """Entry of the command `downstack`: errors become one sentence and an exit status."""
 
+import signal
 import sys
 
 from typer.exceptions import Abort, TyperException
@@ -14,6 +15,8 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Run the command and exit: 0, 1 for what failed, 2 for how it was called, 130 when interrupted."""
+    # Whoever ends us politely means what Ctrl-C means: stop what was started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         status = app(prog_name="downstack", standalone_mode=False)
     except TyperException as error:
