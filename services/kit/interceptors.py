@@ -98,12 +98,10 @@ def _wrapped(handler: Any, details: Any, inner_first: Sequence[Step], max_reques
     respond = _stream if handler.response_streaming else _unary
     bidi = bool(handler.request_streaming and handler.response_streaming)
     # A single request is read inside of the steps: after it is known who sends it, and what is no message is refused
-    # like any other mistake. gRPC would call it UNKNOWN.
-    outer, inner = (
-        (handler.request_deserializer, None) if handler.request_streaming else (None, handler.request_deserializer)
-    )
-
-    read = partial(_read, inner, partial(respond, behaviour), max_request_bytes)
+    # like any other mistake. gRPC would call it UNKNOWN. Those of a stream are read when the handler asks for them.
+    parse = partial(_parsed, handler.request_deserializer, max_request_bytes)
+    outer, inner = (parse, None) if handler.request_streaming else (None, parse)
+    read = partial(_read, inner, partial(respond, behaviour))
 
     async def serve(request: Any, servicer: Any) -> Any:
         call = ServerCall(details.method, _metadata(details.invocation_metadata), servicer, bidi)
@@ -128,21 +126,26 @@ _HANDLERS: Mapping[tuple[bool, bool], Callable[..., Any]] = {
 
 
 async def _read(
-    parse: Callable[[bytes], Any] | None, respond: Callable[..., Any], max_bytes: int, request: Any, call: ServerCall
+    parse: Callable[[bytes], Any] | None, respond: Callable[..., Any], request: Any, call: ServerCall
 ) -> Any:
     """Reads a single request and has it answered."""
-    if parse is not None:
-        if len(request) > max_bytes:
-            raise DownstackError(
-                Reason.MESSAGE_TOO_LARGE,
-                f"The request has {len(request)} bytes, and {max_bytes} are the most; send less at once.",
-                metadata={"bytes": str(len(request)), "max_bytes": str(max_bytes)},
-            )
-        try:
-            request = parse(request)
-        except DecodeError:
-            raise DownstackError(Reason.BAD_ENCODING, "The request is no message of this method.") from None
-    return await respond(request, call)
+    return await respond(request if parse is None else parse(request), call)
+
+
+def _parsed(parse: Callable[[bytes], Any] | None, max_bytes: int, request: bytes) -> Any:
+    """The message in the bytes of a request."""
+    if len(request) > max_bytes:
+        raise DownstackError(
+            Reason.MESSAGE_TOO_LARGE,
+            f"The request has {len(request)} bytes, and {max_bytes} are the most; send less at once.",
+            metadata={"bytes": str(len(request)), "max_bytes": str(max_bytes)},
+        )
+    if parse is None:
+        return request
+    try:
+        return parse(request)
+    except DecodeError:
+        raise DownstackError(Reason.BAD_ENCODING, "The request is no message of this method.") from None
 
 
 async def _unary(behaviour: Callable[..., Any], request: Any, call: ServerCall) -> Any:

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import grpc.aio
 import numpy as np
 import pytest
 from downstack.retrieval.v1 import retrieval_pb2 as pb
 
 from services.kit.errors import Code, Reason
+from services.kit.status import error_from_rpc
 from services.retriever.adapters.hashing_embedder import HashingEmbedder
+from services.retriever.adapters.servicer import SERVICE
 from services.retriever.ports import Embeddings
 from tests.component.retriever.world import World, document, person, retriever_settings, running
 from tests.conftest import MakeDatabase
@@ -153,6 +156,7 @@ BAD_DOCUMENTS = {
     "NUL": (document("b", "a\x00b"), Reason.BAD_ENCODING),
     "oversize": (document("b", b"x" * (3 * 1024 * 1024 + 1)), Reason.PARAM_OUT_OF_RANGE),
     "over the message bound": (document("b", b"x" * (5 * 1024 * 1024)), Reason.MESSAGE_TOO_LARGE),
+    "far over the message bound": (document("b", b"x" * (40 * 1024 * 1024)), Reason.MESSAGE_TOO_LARGE),
     "PDF": (document("b", "%PDF", media_type="application/pdf"), Reason.UNSUPPORTED_FEATURE),
     "no id": (document("", "x"), Reason.PARAM_OUT_OF_RANGE),
     "same id": (document("a", "other"), Reason.PARAM_CONFLICT),
@@ -179,6 +183,18 @@ async def test_bad_documents(world: World, case: str) -> None:
     assert error.reason is reason
     assert (await counts(world))[:2] == (0, 0)
     assert (await world.ingest("books", document("a", "good"))).documents == 1
+
+
+async def test_bytes_that_are_no_message(world: World) -> None:
+    """They are refused with a reason, first or later in the stream."""
+    ingest = world.channel.stream_unary(f"/{SERVICE}/Ingest")
+    await world.create("books")
+    good = pb.IngestRequest(collection="books").SerializeToString()
+    for parts in ([b"\xff\xff"], [good, b"\xff\xff"]):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await ingest(iter(parts), metadata=world.metadata(), timeout=30)
+        assert error_from_rpc(caught.value).reason is Reason.BAD_ENCODING
+    assert (await counts(world))[:2] == (0, 0)
 
 
 async def test_an_error_says_how_far_it_came(make_database: MakeDatabase, tmp_path: Path) -> None:

@@ -60,6 +60,7 @@ def retriever_settings(address: DatabaseAddress, folder: Path, **changed: Any) -
 class World:
     """The parts a test looks at, and calls of the service as somebody."""
 
+    channel: grpc.aio.Channel
     stub: Any
     db: Database
     embedder: HashingEmbedder
@@ -67,8 +68,11 @@ class World:
     address: DatabaseAddress
 
     async def call(self, method: str, request: Any, *, who: Identity | None = None) -> Any:
+        return await getattr(self.stub, method)(request, metadata=self.metadata(who), timeout=30)
+
+    def metadata(self, who: Identity | None = None) -> tuple[tuple[str, str], ...]:
         assertion = sign_assertion(who or person(), secret=SECRET.encode(), now=SystemClock().now())
-        return await getattr(self.stub, method)(request, metadata=((ASSERTION_KEY, assertion),), timeout=30)
+        return ((ASSERTION_KEY, assertion),)
 
     async def create(self, name: str, *, private: bool = False, who: Identity | None = None) -> pb.Collection:
         request = pb.CreateCollectionRequest(name=name, private=private)
@@ -120,4 +124,4 @@ async def running(
         )
         server = await stack.enter_async_context(serving(parts, settings))
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(server.address))
-        yield World(RetrievalServiceStub(channel), db, chosen, audit, address)  # type: ignore[arg-type]
+        yield World(channel, RetrievalServiceStub(channel), db, chosen, audit, address)  # type: ignore[arg-type]
