@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from services.scheduler.domain.grammar import Candidate, Slate
+from services.scheduler.domain.grammar import Slate
 
 MAX_CANDIDATES = 32
 
@@ -42,27 +42,33 @@ class Decision:
     decided_at: float
 
 
-def considered(slate: Slate, chosen: int) -> list[Candidate]:
-    """The candidates that the record keeps: the chosen one, the best others, then the filtered ones."""
+def considered(slate: Slate, chosen: int) -> tuple[Considered, ...]:
+    """The candidates as the record keeps them: the chosen one, the best others, then the filtered ones."""
     others = [row for row in slate.best(MAX_CANDIDATES) if row != chosen]
-    return slate.candidates([chosen, *others[: MAX_CANDIDATES - 1]])
-
-
-def record_of(candidate: Candidate) -> Considered:
-    """A candidate as the record keeps it."""
-    group, worker, cached, ttft_ms, total_ms, requests, score, filtered_by = candidate
-    charged = group.charge_nano(cached)
-    return Considered(
-        worker.worker_id, group.offer.model, cached, ttft_ms, total_ms, charged, score, filtered_by, requests
+    return tuple(
+        Considered(
+            worker.worker_id,
+            group.offer.model,
+            int(cached),
+            ttft_ms,
+            total_ms,
+            group.charge_nano(int(cached)),
+            None if filtered_by else score,
+            filtered_by,
+            int(requests),
+        )
+        for group, worker, cached, ttft_ms, total_ms, requests, score, filtered_by in slate.read(
+            [chosen, *others[: MAX_CANDIDATES - 1]]
+        )
     )
 
 
-def reason_of(candidates: Sequence[Candidate], slate: Slate) -> str:
+def reason_of(candidates: Sequence[Considered], slate: Slate, *, prompt_tokens: int) -> str:
     """One sentence for a person: what the chosen worker had, and what the best other would have taken."""
     chosen = candidates[0]
-    held = f"holds {chosen.cached_tokens} of {chosen.group.offer.prompt_tokens} prompt tokens"
+    held = f"holds {chosen.cached_tokens} of {prompt_tokens} prompt tokens"
     sentence = (
-        f"{chosen.worker.worker_id} {held if chosen.cached_tokens else 'holds none of the prompt'}, "
+        f"{chosen.worker_id} {held if chosen.cached_tokens else 'holds none of the prompt'}, "
         f"runs {chosen.running_requests} requests, and should give the first token in {chosen.ttft_ms:.0f} ms"
     )
     if len(candidates) == 1:
@@ -70,5 +76,5 @@ def reason_of(candidates: Sequence[Candidate], slate: Slate) -> str:
     best = candidates[1]
     if best.filtered_by:
         return f"{sentence}; all others were excluded ({', '.join(sorted(slate.refusals))})."
-    other = f"{best.worker.worker_id} would take {best.ttft_ms:.0f} ms with {best.cached_tokens} cached"
+    other = f"{best.worker_id} would take {best.ttft_ms:.0f} ms with {best.cached_tokens} cached"
     return f"{sentence}; {other}."

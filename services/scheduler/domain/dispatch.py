@@ -3,16 +3,17 @@
 from collections import OrderedDict
 from collections.abc import Callable
 
-from services.scheduler.domain.decision import Decision, considered, reason_of, record_of
+from services.scheduler.domain.decision import Considered, Decision, considered, reason_of
 from services.scheduler.domain.fairness import OUTPUT_WEIGHT, FairShare
-from services.scheduler.domain.grammar import Candidate, Slate
+from services.scheduler.domain.grammar import Slate
 from services.scheduler.domain.instructions import Instruction, Place, Refuse
 from services.scheduler.domain.lease import Grant
 from services.scheduler.domain.limits import Limits
 from services.scheduler.domain.placement import Placement, View, impossible
 from services.scheduler.domain.prices import PriceList
 from services.scheduler.domain.queue import Lane, Queue, Waiting
-from services.scheduler.domain.request import Request
+from services.scheduler.domain.request import Offer, Request
+from services.scheduler.domain.worker import Worker
 
 MAX_RECENT_DECISIONS = 4096
 
@@ -77,20 +78,23 @@ class Dispatcher:
         return self._grant(entry, row, slate, now)
 
     def _grant(self, entry: Waiting, row: int, slate: Slate, now: float) -> Place:
-        candidates = considered(slate, row)
-        chosen, worker, request = candidates[0], candidates[0].worker, entry.request
-        offer, output = chosen.group.offer, chosen.group.output_tokens
-        lease = self._book.grant(self._terms(entry, chosen, now), expected_output=output)
+        candidates, request = considered(slate, row), entry.request
+        (group, worker), cached = slate.place(row), candidates[0].cached_tokens
+        offer, output = group.offer, group.output_tokens
+        terms = self._terms(entry, offer, worker, cached=cached, now=now)
+        lease = self._book.grant(terms, expected_output=output)
         self._fair.serve(request.tenant_id, lease.uncached_tokens + OUTPUT_WEIGHT * output)
         life = self._limits.predicted_life_s if worker.spec.kv_events else self._limits.approximate_life_s
         if offer.block_size == worker.spec.block_size:
-            self._index.predict(worker.worker_id, offer.block_hashes, until=now + life)
+            known = cached // offer.block_size
+            self._index.predict(worker.worker_id, offer.block_hashes, known=known, until=now + life)
         self._fleet.touch()
-        decision = self._record(request, candidates, reason_of(candidates, slate), lease.grant)
+        reason = reason_of(candidates, slate, prompt_tokens=offer.prompt_tokens)
+        decision = self._record(request, candidates, reason, lease.grant)
         self._remember(decision)
         return Place(entry.call, lease.grant, worker.endpoint, decision)
 
-    def _record(self, request: Request, candidates: list[Candidate], reason: str, grant: Grant) -> Decision:
+    def _record(self, request: Request, candidates: tuple[Considered, ...], reason: str, grant: Grant) -> Decision:
         return Decision(
             request_id=request.request_id,
             attempt=request.attempt,
@@ -100,15 +104,15 @@ class Dispatcher:
             worker_id=grant.worker_id,
             policy=self._placement.policy,
             reason=reason,
-            candidates=tuple(map(record_of, candidates)),
+            candidates=candidates,
             prompt_tokens=grant.prompt_tokens,
             predicted_cached_tokens=grant.predicted_cached_tokens,
             queue_ms=grant.queue_ms,
             decided_at=grant.granted_at,
         )
 
-    def _terms(self, entry: Waiting, chosen: Candidate, now: float) -> Grant:
-        request, offer, worker = entry.request, chosen.group.offer, chosen.worker
+    def _terms(self, entry: Waiting, offer: Offer, worker: Worker, *, cached: int, now: float) -> Grant:
+        request = entry.request
         return Grant(
             lease_id=self._new_lease_id(),
             request_id=request.request_id,
@@ -130,7 +134,7 @@ class Dispatcher:
             granted_at=now,
             expires_at=now + self._limits.ticket_ttl_s,
             queue_ms=1000 * (now - entry.arrived_at),
-            predicted_cached_tokens=chosen.cached_tokens,
+            predicted_cached_tokens=cached,
             retrieved_tokens=request.retrieved_tokens,
         )
 

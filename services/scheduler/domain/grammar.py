@@ -3,9 +3,10 @@
 A sentence is about columns: each word looks at all workers of an offered model at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeVar
+from itertools import repeat
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -50,21 +51,7 @@ class Group:
 
     def charge_nano(self, cached: int) -> int:
         """What the caller would be charged with so many cached tokens."""
-        uncached = self.offer.prompt_tokens - cached
-        return charge(self.price, uncached=uncached, cached=cached, output=self.output_tokens)
-
-
-class Candidate(NamedTuple):
-    """One worker considered for one offer. `score` is None for one that a filter excluded."""
-
-    group: Group
-    worker: Worker
-    cached_tokens: int
-    ttft_ms: float
-    total_ms: float
-    running_requests: int
-    score: float | None
-    filtered_by: str
+        return charge(self.price, uncached=self.offer.prompt_tokens - cached, cached=cached, output=self.output_tokens)
 
 
 class Filter(Protocol):
@@ -108,28 +95,30 @@ class Slate:
             found = _joined([part.scorer.score(group, request, now) for group in self._groups])
             self.scores = self.scores + part.weight * found
 
-    def worker(self, row: int) -> Worker:
-        group, row = self._place(row)
-        return group.roster.workers[row]
+    def place(self, row: int) -> tuple[Group, Worker]:
+        """The offer and the worker of a row."""
+        for group in self._groups:
+            if row < len(group):
+                return group, group.roster.workers[row]
+            row -= len(group)
+        raise IndexError(row)
 
-    def candidates(self, rows: Sequence[int]) -> list[Candidate]:
-        """Some rows, in words."""
+    def read(self, rows: Sequence[int]) -> Iterator[tuple[Group, Worker, float, float, float, float, float, str]]:
+        """Rows as numbers: cached tokens, times to the first and to the last token, requests held, score, filter."""
         columns = (
             _joined([group.cached_tokens for group in self._groups]),
             _joined([group.estimate.ttft_ms for group in self._groups]),
             _joined([group.estimate.total_ms for group in self._groups]),
             _joined([group.columns.requests for group in self._groups]),
             self.scores,
-            self._verdicts,
         )
-        found = []
-        numbers = zip(rows, *(column[rows].tolist() for column in columns), strict=True)
-        for place, cached, ttft_ms, total_ms, requests, score, verdict in numbers:
-            group, row = self._place(place)
-            name, worker = self._names[verdict], group.roster.workers[row]
-            shown = None if verdict else score
-            found.append(Candidate(group, worker, int(cached), ttft_ms, total_ms, int(requests), shown, name))
-        return found
+        numbers = [column[rows].tolist() for column in columns]
+        names = [self._names[number] for number in self._verdicts[rows].tolist()]
+        if len(self._groups) > 1:
+            groups, workers = zip(*map(self.place, rows), strict=True)
+            return zip(groups, workers, *numbers, names, strict=True)
+        (group,) = self._groups
+        return zip(repeat(group), map(group.roster.workers.__getitem__, rows), *numbers, names, strict=False)
 
     def best(self, count: int) -> list[int]:
         """The rows in order: those that passed by their scores, then the others by their time to the first token."""
@@ -139,13 +128,6 @@ class Slate:
             ttft = _joined([group.estimate.ttft_ms for group in self._groups])
             found += _lowest(excluded, ttft[excluded], count - len(found))
         return found
-
-    def _place(self, row: int) -> tuple[Group, int]:
-        for group in self._groups:
-            if row < len(group):
-                return group, row
-            row -= len(group)
-        raise IndexError(row)
 
 
 def _joined(columns: Sequence[npt.NDArray[_N]]) -> npt.NDArray[_N]:

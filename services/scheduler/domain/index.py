@@ -123,11 +123,14 @@ class BlockIndex:
             levels.append((alive, depth))
         return levels
 
-    def predict(self, worker_id: str, hashes: Sequence[int], *, until: float) -> None:
-        """Count blocks as resident for a while: the worker was just given a prompt that will make them so."""
+    def predict(self, worker_id: str, hashes: Sequence[int], *, known: int = 0, until: float) -> None:
+        """Count blocks as resident for a while: the worker was just given a prompt that will make them so.
+
+        The first `known` blocks count as resident already; of these only predictions are renewed.
+        """
         part = self._part(worker_id)
-        _, missing = self._owners.split(part.bit, hashes)
-        self._predictions.add(part.bit, missing, until=until)
+        renewed = self._predictions.about(part.bit, hashes[:known])
+        self._predictions.add(part.bit, [*renewed, *hashes[known:]], until=until)
 
     def expire(self, now: float) -> None:
         """Drop the predictions that were not borne out in time."""
@@ -269,8 +272,7 @@ class BlockIndex:
         return part
 
     def _resident(self, part: _Part) -> set[int]:
-        resident, _ = self._owners.split(part.bit, part.log)
-        return set(resident)
+        return self._owners.held_by(part.bit, part.log)
 
     def _trust(self, part: _Part) -> None:
         part.trusted = True

@@ -27,16 +27,10 @@ class Owners:
         """The owners of each block, None for none."""
         return map(self._table.get, hashes)
 
-    def split(self, bit: int, hashes: Sequence[int]) -> tuple[list[int], list[int]]:
-        """The blocks that the worker of `bit` has, and those that it lacks."""
-        has: list[int] = []
-        lacks: list[int] = []
-        before, note = None, lacks.append
-        for block, owners in zip(hashes, self.of(hashes), strict=True):
-            if owners is not before:
-                before, note = owners, has.append if owners is not None and owners & bit else lacks.append
-            note(block)
-        return has, lacks
+    def held_by(self, bit: int, hashes: Sequence[int]) -> set[int]:
+        """Those of the blocks that the worker of `bit` has."""
+        pairs = zip(hashes, self.of(hashes), strict=True)
+        return {block for block, owners in pairs if owners is not None and owners & bit}
 
     def add(self, bit: int, hashes: Sequence[int]) -> list[int]:
         """Make the worker of `bit` an owner. Returns the blocks that it had not."""

@@ -30,6 +30,11 @@ class Predictions:
     def blocks(self) -> int:
         return self._held
 
+    def about(self, bit: int, hashes: Iterable[int]) -> list[int]:
+        """Those of the blocks that the worker of `bit` is believed to hold soon."""
+        believed = self._until.get(bit)
+        return [block for block in hashes if block in believed] if believed else []
+
     def add(self, bit: int, hashes: Sequence[int], *, until: float) -> None:
         """Believe that the worker of `bit` holds these blocks, up to a time."""
         if not hashes:

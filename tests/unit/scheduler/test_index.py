@@ -93,13 +93,13 @@ def test_predictions_live_for_a_while_and_yield_to_facts() -> None:
     """A predicted block counts until its time or until the worker says how it stands."""
     index = make_index()
     index.apply_delta("w", stored(1, 1))
-    index.predict("w", [1, 2, 3], until=10.0)
+    index.predict("w", [1, 2, 3], known=1, until=10.0)
     assert index.longest([1, 2, 3]) == {"w": 3}
     assert index.predicted_blocks == 2, "what is resident needs no prediction"
     index.apply_delta("w", Delta(epoch="e1", sequence=2, changes=(Stored((2,)), Removed((3,)))))
     assert index.longest([1, 2, 3]) == {"w": 2}
     index.predict("w", [4], until=20.0)
-    index.predict("w", [4], until=30.0)
+    index.predict("w", [4], known=1, until=30.0)
     index.expire(20.0)
     assert index.longest([4]) == {"w": 1}
     index.expire(30.0)

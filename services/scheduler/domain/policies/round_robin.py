@@ -11,12 +11,12 @@ class NextInTurn:
 
     def pick(self, slate: Slate, _chance: Chance, /) -> int:
         def turn(row: int) -> tuple[bool, str]:
-            worker_id = slate.worker(row).worker_id
-            return (worker_id <= self._last, worker_id)
+            _, worker = slate.place(row)
+            return (worker.worker_id <= self._last, worker.worker_id)
 
         rows: list[int] = slate.passed.tolist()
         chosen = min(rows, key=turn)
-        self._last = slate.worker(chosen).worker_id
+        self._last = slate.place(chosen)[1].worker_id
         return chosen
 
 
