@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
 from downstack.retrieval.v1.retrieval_pb2_grpc import add_RetrievalServiceServicer_to_server
+from pgvector.asyncpg import register_vector
 
 from services.kit.accounts.authenticator import ApiKeyAuthenticator
 from services.kit.accounts.cache import KeyCache
@@ -80,13 +81,14 @@ def bind(settings: RetrieverSettings, db: Database, embedder: Embedder, audit: A
 
 
 def open_database(settings: RetrieverSettings) -> AbstractAsyncContextManager[Database]:
-    """The database as the application's role."""
+    """The database as the application's role, on connections that speak vectors in binary."""
     return Database.open(
         settings.postgres_dsn.get_secret_value(),
         pool_min=settings.pool_min,
         pool_max=settings.pool_max,
         acquire_timeout_s=settings.acquire_timeout_s,
         statement_timeout_s=settings.statement_timeout_s,
+        init=register_vector,
     )
 
 

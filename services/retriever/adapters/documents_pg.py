@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
+from pgvector import HalfVector
 
 from services.kit.errors import DownstackError, Reason
 from services.kit.identity import Identity
@@ -44,8 +44,8 @@ _INSERT_CHUNKS = """
 WITH added AS (
   INSERT INTO retrieval.chunks (tenant_id, collection_id, document_key, version, ordinal, start_char, end_char,
                                 heading, body, embedding)
-  SELECT $1, $2, $3, $4, n.ordinal, n.start_char, n.end_char, n.heading, n.body, n.embedding::halfvec
-    FROM unnest($5::int[], $6::int[], $7::int[], $8::text[], $9::text[], $10::text[])
+  SELECT $1, $2, $3, $4, n.ordinal, n.start_char, n.end_char, n.heading, n.body, n.embedding
+    FROM unnest($5::int[], $6::int[], $7::int[], $8::text[], $9::text[], $10::halfvec[])
       AS n (ordinal, start_char, end_char, heading, body, embedding)
   RETURNING length(lexemes) AS n)
 SELECT count(*) AS chunks, coalesce(sum(n), 0) AS lexemes FROM added
@@ -152,8 +152,7 @@ def _chunk_columns(prepared: PreparedDocument) -> tuple[list[Any], ...]:
         [chunk.end for chunk in chunks],
         [chunk.heading for chunk in chunks],
         [chunk.text for chunk in chunks],
-        # The column's own precision: fewer digits to write and read.
-        [str(row) for row in prepared.embeddings.astype(np.float16).tolist()],
+        [HalfVector(row) for row in prepared.embeddings],
     )
 
 

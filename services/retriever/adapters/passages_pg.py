@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pgvector import HalfVector
+
 from services.kit.identity import Identity
 from services.kit.pg.pool import Connection, Database
 from services.retriever.adapters.metrics import FALLBACKS, SCANS
@@ -28,18 +30,18 @@ SELECT coalesce(array_agg(document_key), '{}') AS documents, coalesce(sum(chunks
 """
 # `+ 0` hides the order from the index, so that every candidate is compared.
 EXACT = """
-SELECT c.chunk_id, -(c.embedding <#> $4::text::halfvec) AS score FROM retrieval.chunks AS c
+SELECT c.chunk_id, -(c.embedding <#> $4::halfvec) AS score FROM retrieval.chunks AS c
  WHERE c.tenant_id = $1 AND c.collection_id = ANY ($2::bigint[])
    AND ($3::bigint[] IS NULL OR c.document_key = ANY ($3::bigint[]))
- ORDER BY (c.embedding <#> $4::text::halfvec) + 0, c.chunk_id LIMIT $5
+ ORDER BY (c.embedding <#> $4::halfvec) + 0, c.chunk_id LIMIT $5
 """
 # The index returns candidates in nearly the right order while it looks for enough of them; the outer query sorts.
 HNSW = """
 WITH near AS MATERIALIZED (
-  SELECT c.chunk_id, c.embedding <#> $4::text::halfvec AS distance FROM retrieval.chunks AS c
+  SELECT c.chunk_id, c.embedding <#> $4::halfvec AS distance FROM retrieval.chunks AS c
    WHERE c.tenant_id = $1 AND c.collection_id = ANY ($2::bigint[])
      AND ($3::bigint[] IS NULL OR c.document_key = ANY ($3::bigint[]))
-   ORDER BY c.embedding <#> $4::text::halfvec LIMIT $5)
+   ORDER BY c.embedding <#> $4::halfvec LIMIT $5)
 SELECT chunk_id, -distance AS score FROM near ORDER BY distance, chunk_id
 """
 _TEXT = "SELECT chunk_id, score FROM retrieval.search_text($1, $2, $3, $4, $5, $6, $7) ORDER BY score DESC, chunk_id"
@@ -128,7 +130,7 @@ class _View:
 
     async def _near(self, scope: _Scope, plan: ScanPlan, embedding: Embeddings, depth: int) -> list[Ranked]:
         SCANS.labels(plan.scan.value).inc()
-        values = (scope.tenant_id, scope.collection_ids, scope.documents, str(embedding.tolist()), depth)
+        values = (scope.tenant_id, scope.collection_ids, scope.documents, HalfVector(embedding), depth)
         if plan.scan is Scan.HNSW:
             await self._connection.execute(BY_INDEX)
             found = await self._ranked(HNSW, values)

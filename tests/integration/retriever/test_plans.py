@@ -8,6 +8,8 @@ import asyncpg
 import numpy as np
 import pytest
 from downstack.local.postgres import DatabaseAddress
+from pgvector import HalfVector
+from pgvector.asyncpg import register_vector
 
 from services.kit.identity import Identity
 from services.kit.pg.pool import Connection, Database
@@ -32,8 +34,8 @@ WITH added AS (
 INSERT INTO retrieval.chunks (tenant_id, collection_id, document_key, version, ordinal, start_char, end_char, heading,
                               body, embedding)
 SELECT $1, $2, d.document_key, 1, 0, 0, 1, '',
-       'common words ' || CASE WHEN (n.n - 1) % $4 = 0 THEN 'zebra' ELSE 'horse' END, n.embedding::halfvec
-  FROM unnest($5::text[]) WITH ORDINALITY AS n (embedding, n) JOIN added AS d ON d.document_id = 'd' || n.n
+       'common words ' || CASE WHEN (n.n - 1) % $4 = 0 THEN 'zebra' ELSE 'horse' END, n.embedding
+  FROM unnest($5::halfvec[]) WITH ORDINALITY AS n (embedding, n) JOIN added AS d ON d.document_id = 'd' || n.n
 """
 
 
@@ -50,14 +52,14 @@ def vectors(count: int, seed: int) -> Embeddings:
 async def address(make_database: MakeDatabase) -> DatabaseAddress:
     """A tenant with thousands of passages, and one with hundreds."""
     made = await make_database("services.retriever")
-    async with Database.open(made.app_dsn, statement_timeout_s=60) as db:
+    async with Database.open(made.app_dsn, statement_timeout_s=60, init=register_vector) as db:
         for tenant, count in ((ACME, CHUNKS), (OTHER, CHUNKS // 10)):
             who = Identity(tenant, "ann", (), frozenset(), "key")
             collections = PostgresCollections(db, owned_max=10)
             collection, _ = await collections.create(
                 who, name="big", private=False, embedding_model="m", dimensions=DIMENSIONS
             )
-            rows = [str(row) for row in vectors(count, seed=1).astype(np.float16).tolist()]
+            rows = [HalfVector(row) for row in vectors(count, seed=1)]
             async with db.transaction(who) as connection:
                 await connection.execute(_FILL, tenant, collection.collection_id, count, RARE_EVERY, rows)
                 await connection.execute(
@@ -72,7 +74,7 @@ async def address(make_database: MakeDatabase) -> DatabaseAddress:
 
 @pytest.fixture
 async def db(address: DatabaseAddress) -> AsyncIterator[Database]:
-    async with Database.open(address.app_dsn) as opened:
+    async with Database.open(address.app_dsn, init=register_vector) as opened:
         yield opened
 
 
@@ -116,7 +118,7 @@ async def test_the_vector_leg_uses_the_tenants_graph(db: Database, big: Collecti
     """With policies in force the plan is an HNSW scan of one partition, in the order of distance."""
     async with db.transaction(ME) as connection:
         await connection.execute("SELECT set_config('plan_cache_mode', 'force_custom_plan', true)")
-        embedding = str(vectors(1, seed=2)[0].tolist())
+        embedding = HalfVector(vectors(1, seed=2)[0])
         await connection.execute(BY_INDEX)
         plan = await plan_of(connection, HNSW, ACME, [big.collection_id], None, embedding, 100)
         exact = await plan_of(connection, EXACT, ACME, [big.collection_id], None, embedding, 100)
