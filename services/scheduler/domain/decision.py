@@ -45,22 +45,7 @@ class Decision:
 def considered(slate: Slate, chosen: int) -> tuple[Considered, ...]:
     """The candidates as the record keeps them: the chosen one, the best others, then the filtered ones."""
     others = [row for row in slate.best(MAX_CANDIDATES) if row != chosen]
-    return tuple(
-        Considered(
-            worker.worker_id,
-            group.offer.model,
-            int(cached),
-            ttft_ms,
-            total_ms,
-            group.charge_nano(int(cached)),
-            None if filtered_by else score,
-            filtered_by,
-            int(requests),
-        )
-        for group, worker, cached, ttft_ms, total_ms, requests, score, filtered_by in slate.read(
-            [chosen, *others[: MAX_CANDIDATES - 1]]
-        )
-    )
+    return tuple(map(Considered._make, slate.read([chosen, *others[: MAX_CANDIDATES - 1]])))
 
 
 def reason_of(candidates: Sequence[Considered], slate: Slate, *, prompt_tokens: int) -> str:

@@ -5,7 +5,7 @@ A sentence is about columns: each word looks at all workers of an offered model 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import chain, repeat
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -49,9 +49,16 @@ class Group:
         uncached = self.offer.prompt_tokens - self.cached_tokens
         return charges_nano(self.price, uncached=uncached, cached=self.cached_tokens, output=self.output_tokens)
 
-    def charge_nano(self, cached: int) -> int:
-        """What the caller would be charged with so many cached tokens."""
-        return charge(self.price, uncached=self.offer.prompt_tokens - cached, cached=cached, output=self.output_tokens)
+    def charged_nano(self, cached: Sequence[int]) -> list[int]:
+        """`charges_nano` for these cached tokens, exactly."""
+        most = charge(self.price, uncached=self.offer.prompt_tokens, cached=0, output=self.output_tokens)
+        saved = self.price.input_nano - self.price.cached_nano
+        return [most - saved * tokens for tokens in cached]
+
+
+# A row in words: worker, model, cached tokens, times to the first and to the last token in ms, charge in nano units,
+# score (None for one that a filter excluded), that filter, requests held.
+Line = tuple[str, str, int, float, float, int, float | None, str, int]
 
 
 class Filter(Protocol):
@@ -97,28 +104,42 @@ class Slate:
 
     def place(self, row: int) -> tuple[Group, Worker]:
         """The offer and the worker of a row."""
+        group, within = self._within(row)
+        return group, group.roster.workers[within]
+
+    def _within(self, row: int) -> tuple[Group, int]:
         for group in self._groups:
             if row < len(group):
-                return group, group.roster.workers[row]
+                return group, row
             row -= len(group)
         raise IndexError(row)
 
-    def read(self, rows: Sequence[int]) -> Iterator[tuple[Group, Worker, float, float, float, float, float, str]]:
-        """Rows as numbers: cached tokens, times to the first and to the last token, requests held, score, filter."""
-        columns = (
-            _joined([group.cached_tokens for group in self._groups]),
-            _joined([group.estimate.ttft_ms for group in self._groups]),
-            _joined([group.estimate.total_ms for group in self._groups]),
-            _joined([group.columns.requests for group in self._groups]),
-            self.scores,
-        )
-        numbers = [column[rows].tolist() for column in columns]
-        names = [self._names[number] for number in self._verdicts[rows].tolist()]
+    def read(self, rows: Sequence[int]) -> Iterator[Line]:
+        """Some rows, in words."""
         if len(self._groups) > 1:
-            groups, workers = zip(*map(self.place, rows), strict=True)
-            return zip(groups, workers, *numbers, names, strict=True)
-        (group,) = self._groups
-        return zip(repeat(group), map(group.roster.workers.__getitem__, rows), *numbers, names, strict=False)
+            return chain.from_iterable(
+                self._read(group, [within], [row]) for row in rows for group, within in [self._within(row)]
+            )
+        return self._read(self._groups[0], rows, rows)
+
+    def _read(self, group: Group, within: Sequence[int], rows: Sequence[int]) -> Iterator[Line]:
+        """The rows of one group; `within` are their numbers in it."""
+        workers, predicted = group.roster.workers, group.estimate
+        cached = group.cached_tokens[within].astype(np.int64).tolist()
+        names = [self._names[number] for number in self._verdicts[rows].tolist()]
+        scores = self.scores[rows].tolist()
+        return zip(
+            [workers[row].worker_id for row in within],
+            repeat(group.offer.model),
+            cached,
+            predicted.ttft_ms[within].tolist(),
+            predicted.total_ms[within].tolist(),
+            group.charged_nano(cached),
+            [None if name else score for name, score in zip(names, scores, strict=True)],
+            names,
+            group.columns.requests[within].astype(np.int64).tolist(),
+            strict=False,
+        )
 
     def best(self, count: int) -> list[int]:
         """The rows in order: those that passed by their scores, then the others by their time to the first token."""

@@ -5,6 +5,7 @@ nobody used its ticket in time (UNUSED); or the worker that had it is gone (LOST
 scheduler writes their records.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ class LeaseBook:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self.changed: set[str] = set()
+        self._due_at = math.inf  # no lease is due earlier
         self._leases: dict[str, Lease] = {}
         self._by_attempt: dict[tuple[str, str, int], str] = {}
         self._by_worker: dict[str, set[str]] = {}
@@ -153,17 +155,25 @@ class LeaseBook:
 
     def due(self, now: float) -> list[Due]:
         """The leases that the scheduler must close now, and how."""
-        return [Due(lease, ending) for lease in self._leases.values() if (ending := self._ending(lease, now))]
+        if now < self._due_at:
+            return []
+        ends = [(lease, *self._ending(lease)) for lease in self._leases.values()]
+        self._due_at = min((at for _, at, _ in ends if now < at), default=math.inf)
+        found = [Due(lease, ending) for lease, at, ending in ends if at <= now]
+        if found:
+            # Until they are closed, they are due at every look.
+            self._due_at = now
+        return found
 
-    def _ending(self, lease: Lease, now: float) -> Ending | None:
+    def _ending(self, lease: Lease) -> tuple[float, Ending]:
+        """When the scheduler must close a lease if nothing more is heard of it, and how."""
         used = lease.phase is not LeasePhase.GRANTED
         if lease.orphaned_at is not None:
             # The grace lets a restarted worker's outbox deliver the worker's own record first.
-            gone = now >= lease.orphaned_at + self._limits.lost_grace_s
-            return (Ending.LOST if used else Ending.UNUSED) if gone else None
+            return lease.orphaned_at + self._limits.lost_grace_s, Ending.LOST if used else Ending.UNUSED
         if used:
-            return Ending.LOST if now >= lease.grant.granted_at + self._limits.lease_max_s else None
-        return Ending.UNUSED if now >= lease.grant.expires_at + self._limits.start_grace_s else None
+            return lease.grant.granted_at + self._limits.lease_max_s, Ending.LOST
+        return lease.grant.expires_at + self._limits.start_grace_s, Ending.UNUSED
 
     def end(self, lease: Lease) -> None:
         """Take the lease out of the book."""
@@ -189,6 +199,7 @@ class LeaseBook:
 
     def _recount(self, lease: Lease) -> None:
         self._uncount(lease)
+        self._due_at = min(self._due_at, self._ending(lease)[0])
         lease.counted = lease.occupancy()
         self._occupied[lease.grant.worker_id] = self.occupancy(lease.grant.worker_id).plus(lease.counted)
 
@@ -214,3 +225,4 @@ class LeaseBook:
         assert len(self._by_attempt) == len(self._leases)
         assert sum(self._by_tenant.values()) == len(self._leases)
         assert len(self._ended) <= self._limits.max_ended_leases
+        assert all(self._due_at <= self._ending(lease)[0] for lease in self._leases.values())
