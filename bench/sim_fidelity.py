@@ -8,6 +8,7 @@ import time
 from datetime import UTC, datetime
 
 from bench.fidelity.figures import Figures, compare
+from bench.fidelity.observed import ASPECTS
 from bench.fidelity.workload import workload
 
 _SHOWN = 10
@@ -20,15 +21,21 @@ def main() -> int:
     # vLLM takes seconds to import, and --help needs none of it.
     from vllm import __version__  # noqa: PLC0415
 
-    from bench.fidelity.vllm_scheduler import VllmEngine  # noqa: PLC0415
+    from bench.fidelity.vllm_scheduler import VllmEngine, VllmEngineAhead  # noqa: PLC0415
 
     began = time.monotonic()
     seeds = range(options.first, options.first + options.seeds)
-    figures = compare((workload(seed) for seed in seeds), VllmEngine)
+    if options.ahead:
+        # Its steps are other steps; what happens in them can be compared.
+        aspects = [aspect for aspect in ASPECTS if aspect != "steps"]
+        figures = compare((workload(seed) for seed in seeds), VllmEngineAhead, aspects=aspects)
+    else:
+        figures = compare((workload(seed) for seed in seeds), VllmEngine)
     if not options.json:
         _print(figures)
     measured = {
         "bench": "sim_fidelity",
+        "reference": "AsyncScheduler" if options.ahead else "Scheduler",
         **figures.as_json(),
         "first_seed": options.first,
         "seconds": round(time.monotonic() - began, 1),
@@ -51,6 +58,12 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--seeds", type=_at_least_one, default=200, help="the number of workloads (default: 200)")
     parser.add_argument("--first", type=int, default=0, help="the first seed (default: 0)")
+    parser.add_argument(
+        "--ahead",
+        action="store_true",
+        help="compare with vLLM's AsyncScheduler, which schedules a step ahead and which the simulated engine does not "
+        "model; tells how much that matters",
+    )
     parser.add_argument("--json", action="store_true", help="print the JSON line only")
     return parser.parse_args()
 
@@ -64,7 +77,7 @@ def _at_least_one(text: str) -> int:
 def _print(figures: Figures) -> None:
     outcome = figures.as_json()
     print(f"{figures.agree} of {figures.seeds} workloads agree exactly.")
-    for title in ("agree_by_kind", "agree_by_aspect", "covered"):
+    for title in ("agree_by_kind", "agree_by_aspect", "covered", "simulated"):
         print(f"\n{title.replace('_', ' ')}")
         rows = outcome[title]
         assert isinstance(rows, dict)

@@ -3,6 +3,9 @@
 import json
 import os
 import tempfile
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from vllm.config import KVEventsConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.utils.hashing import sha256_cbor
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
 from vllm.v1.outputs import ModelRunnerOutput
@@ -46,18 +50,6 @@ _MODEL_CONFIG = {
 _ENDINGS = {"FINISHED_STOPPED": "stop", "FINISHED_LENGTH_CAPPED": "length"}
 
 
-class _Scheduler(Scheduler):  # type: ignore[misc]  # vLLM is not checked
-    """vLLM's scheduler; it says which requests it preempts, in order, which the step's output does not."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.preempted: list[str] = []
-
-    def _preempt_request(self, request: Request, *args: Any, **options: Any) -> None:
-        self.preempted.append(request.request_id)
-        super()._preempt_request(request, *args, **options)
-
-
 class _Published:
     """Stands where vLLM's ZeroMQ publisher is, and keeps the batches."""
 
@@ -74,9 +66,10 @@ class _Published:
 class VllmEngine:
     """The scheduler under the harness. What the model would say, the simulated model says."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, *, ahead: bool = False) -> None:
         self.record = Record()
-        self._scheduler = _scheduler(shape)
+        self._scheduler = _scheduler(shape, ahead=ahead)
+        self._preempted = _note_preemptions(self._scheduler)
         self._published = _Published()
         self._scheduler.kv_event_publisher = self._published
         self._hasher = get_request_block_hasher(shape.block_size, sha256_cbor)
@@ -117,32 +110,44 @@ class VllmEngine:
         return bool(self._scheduler.reset_prefix_cache())
 
     def step(self) -> None:
+        self._process(self._schedule())
+
+    def _schedule(self) -> "_Batch":
         scheduler = self._scheduler
         running = {request.request_id for request in scheduler.running}
-        scheduler.preempted.clear()
         output = scheduler.schedule()
-        scheduled = dict(output.num_scheduled_tokens)
-        sampled = {key: self._sample(key) for key in scheduled}
+        scheduled = tuple(output.num_scheduled_tokens.items())
         # The scheduler forgets a request that ends; its status says how.
-        requests = {key: scheduler.requests[key] for key in scheduled}
-        self._updated(scheduler.update_from_output(output, _as_output(sampled)))
+        requests = {key: scheduler.requests[key] for key, _ in scheduled}
+        saying = frozenset(key for key, request in requests.items() if not request.is_prefill_chunk)
+        admitted = tuple(key for key, _ in scheduled if key not in running)
+        return _Batch(output, scheduled, requests, saying, admitted)
+
+    def _process(self, batch: "_Batch") -> None:
+        """The model has computed the batch, and the scheduler hears of it."""
+        scheduler = self._scheduler
+        sampled = {key: self._sample(batch, key) for key, _ in batch.scheduled}
+        self._updated(scheduler.update_from_output(batch.output, _as_output(sampled)))
         self.record.steps.append(
             Observed(
-                scheduled=tuple(scheduled.items()),
-                admitted=tuple(key for key in scheduled if key not in running),
-                preempted=tuple(scheduler.preempted),
-                tokens=tuple((key, tokens[0], _ending(requests[key])) for key, tokens in sampled.items() if tokens),
+                scheduled=batch.scheduled,
+                admitted=batch.admitted,
+                preempted=tuple(self._preempted),
+                tokens=tuple(
+                    (key, tokens[0], _ending(batch.requests[key])) for key, tokens in sampled.items() if tokens
+                ),
                 events=self._events(),
                 running=len(scheduler.running),
                 waiting=len(scheduler.waiting),
                 free_blocks=scheduler.kv_cache_manager.block_pool.get_num_free_blocks(),
             )
         )
+        self._preempted.clear()
 
-    def _sample(self, key: str) -> list[int]:
+    def _sample(self, batch: "_Batch", key: str) -> list[int]:
         """What the model would say: nothing as long as the prompt is not computed to its end."""
-        request = self._scheduler.requests[key]
-        if request.num_computed_tokens < request.num_tokens:
+        request = batch.requests[key]
+        if key not in batch.saying or request.is_finished():
             return []
         arrival, stream = self._streams[key]
         return [stream.next(may_end=arrival.ends and request.num_output_tokens >= arrival.min_tokens)]
@@ -164,14 +169,63 @@ class VllmEngine:
         return tuple(change for batch in batches for change in self._translator.translate(batch))
 
 
-def _scheduler(shape: Shape) -> _Scheduler:
+class VllmEngineAhead(VllmEngine):
+    """vLLM as it runs by default: it schedules a step while the one before it is computed ("async scheduling").
+
+    A request that ends is seen a step later. Its steps are not those of an engine that does not run ahead, so only
+    the sequences of what happens can be compared.
+    """
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__(shape, ahead=True)
+        self._computing: deque[_Batch] = deque()
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._scheduler.has_requests() or self._computing)
+
+    def step(self) -> None:
+        if self._scheduler.has_requests():
+            self._computing.append(self._schedule())
+            if len(self._computing) < self._scheduler.vllm_config.max_concurrent_batches:
+                return
+        self._process(self._computing.popleft())
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What was scheduled for one step, and which of its requests will say a token."""
+
+    output: Any
+    scheduled: tuple[tuple[str, int], ...]
+    requests: Mapping[str, Request]
+    saying: frozenset[str]
+    admitted: tuple[str, ...]
+
+
+def _note_preemptions(scheduler: Scheduler) -> list[str]:
+    """The list that preempted requests will be in, in order: the output of a step has them without one."""
+    noted: list[str] = []
+    preempt = scheduler._preempt_request  # noqa: SLF001
+
+    def note(request: Request, *args: Any, **options: Any) -> None:
+        noted.append(request.request_id)
+        preempt(request, *args, **options)
+
+    scheduler._preempt_request = note  # noqa: SLF001
+    return noted
+
+
+def _scheduler(shape: Shape, *, ahead: bool) -> Scheduler:
     # vLLM keeps one block of the pool for itself, which is never used.
     blocks = shape.kv_blocks + 1
-    config = _engine_config(shape)
+    config = _engine_config(shape, ahead=ahead)
     config.cache_config.num_gpu_blocks = blocks
+    # On a CPU vLLM never runs ahead, whatever its arguments say.
+    config.scheduler_config.async_scheduling = ahead
     attention = FullAttentionSpec(block_size=shape.block_size, num_kv_heads=4, head_size=16, dtype=torch.float32)
     init_none_hash(sha256_cbor)
-    return _Scheduler(
+    return (AsyncScheduler if ahead else Scheduler)(
         vllm_config=config,
         kv_cache_config=KVCacheConfig(
             num_blocks=blocks, kv_cache_tensors=[], kv_cache_groups=[KVCacheGroupSpec(["layer"], attention)]
@@ -183,7 +237,7 @@ def _scheduler(shape: Shape) -> _Scheduler:
     )
 
 
-def _engine_config(shape: Shape) -> Any:
+def _engine_config(shape: Shape, *, ahead: bool) -> Any:
     with tempfile.TemporaryDirectory(prefix="downstack-fidelity-") as folder:
         (Path(folder) / "config.json").write_text(json.dumps(_MODEL_CONFIG))
         return AsyncEngineArgs(
@@ -197,7 +251,7 @@ def _engine_config(shape: Shape) -> Any:
             enable_prefix_caching=True,
             prefix_caching_hash_algo="sha256_cbor",
             scheduling_policy="priority",
-            async_scheduling=False,
+            async_scheduling=ahead,
             kv_events_config=KVEventsConfig(enable_kv_cache_events=True, publisher="null"),
         ).create_engine_config()
 
