@@ -10,10 +10,10 @@ ARGS ?=
 export ENGINE TOOLS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format up down status proto requirements clean distclean
+.PHONY: help setup demo test lint format up down status proto requirements bench-decision bench-sim-fidelity clean distclean
 
 help: ## Show this menu
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-13s %s\n", $$1, $$2} /^#   / {print "  " substr($$0, 4)}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2} /^#   / {print "  " substr($$0, 4)}' Makefile
 
 setup: ## Install all that is missing into .venv, .tools and .downstack
 	@deploy/dev/setup.sh
@@ -48,6 +48,12 @@ proto: ## Generate the Python stubs from proto/
 
 requirements: ## Compile the locked requirements
 	@deploy/dev/requirements.sh $(ARGS)
+
+bench-decision: ## Time one placement decision on 1,000 workers
+	@.venv/bin/python -m bench.decision $(ARGS)
+
+bench-sim-fidelity: ## Hold the simulated engine against vLLM's own scheduler on 300 workloads
+	@.venv/bin/python -m bench.sim_fidelity --seeds 300 $(ARGS)
 
 clean: ## Remove caches and the local run's data
 	@deploy/dev/clean.sh
