@@ -1,6 +1,5 @@
 """The worker's settings."""
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -67,10 +66,10 @@ class WorkerSettings(ServiceSettings, EventSettings):
     """vLLM: do not compile the model. Starts faster, runs a little slower."""
 
     cpu_threads: int = Field(default=0, ge=0)
-    """vLLM on a CPU: the threads that compute. 0: vLLM decides."""
+    """vLLM on a CPU: the threads that compute. 0: one less than there are cores."""
 
-    sim_kv_blocks: int = Field(default=2048, ge=1)
-    """Simulated engine: the size of the KV cache in blocks."""
+    kv_blocks: int = Field(default=0, ge=0)
+    """The size of the KV cache in blocks. 0: what the memory settings give; 2048 for the simulated engine."""
 
     prefill_base_ms: float = Field(default=5.0, ge=0)
     """The declared fixed time of a prefill. The simulated engine takes it, vLLM's is learned."""
@@ -110,9 +109,6 @@ class WorkerSettings(ServiceSettings, EventSettings):
 
     report_interval_s: float = Field(default=1.0, gt=0, le=10)
     """The longest time between two load reports."""
-
-    scratch_path: Path | None = None
-    """A folder for the engine's sockets. None: a temporary one."""
 
     @property
     def endpoint(self) -> str:

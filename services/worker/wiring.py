@@ -25,6 +25,9 @@ from services.worker.domain.sim.core import Shape
 from services.worker.ports import Engine
 from services.worker.settings import WorkerSettings
 
+_SIM_KV_BLOCKS = 2048
+_FLUSH_S = 1.0
+
 
 @asynccontextmanager
 async def wire(settings: WorkerSettings) -> AsyncIterator[ServiceParts]:
@@ -51,6 +54,8 @@ def _parts(worker: Worker, settings: WorkerSettings, *, relay: Relay, clock: Clo
 
     async def drain() -> None:
         await worker.drain(settings.drain_s)
+        # What is left is durable, and the next start ships it; but that may be long in coming.
+        await relay.flush(timeout_s=_FLUSH_S)
 
     return ServiceParts(
         bindings=[Binding(add_WorkerServiceServicer_to_server, servicer, NAME)],
@@ -85,7 +90,7 @@ def _engine(settings: WorkerSettings, tokenizer: Tokenizer, *, clock: Clock) -> 
 def _sim_settings(settings: WorkerSettings) -> SimSettings:
     shape = Shape(
         block_size=settings.block_size,
-        kv_blocks=settings.sim_kv_blocks,
+        kv_blocks=settings.kv_blocks or _SIM_KV_BLOCKS,
         context_tokens=settings.context_tokens,
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,

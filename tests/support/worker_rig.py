@@ -166,7 +166,7 @@ async def worker_rig(engine: Engine, *, tokenizer_revision: str, limits: WorkerL
         )
         settings = ServiceSettings(listen="127.0.0.1:0", metrics_listen="", service_secret=SECRET.decode(), drain_s=1)
         async with (
-            background(worker.follow_engine, worker.follow_load, link.run),
+            background(worker.follow_engine, worker.follow_load, worker.watch_engine, link.run),
             serving(parts, settings) as server,
             grpc.aio.insecure_channel(server.address) as channel,
         ):

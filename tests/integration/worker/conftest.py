@@ -18,6 +18,8 @@ from services.worker.settings import WorkerSettings
 from tests.support.worker_rig import MODEL, SECRET, Rig, worker_rig
 
 RATES = Rates(prefill_base_ms=5.0, prefill_ms_per_token=0.1, decode_base_ms=10.0, decode_ms_per_request=0.5)
+# Small enough that a few prompts fill it.
+KV_BLOCKS = 64
 _FOLDER = Path(__file__).parents[3] / ".downstack" / "models" / "smollm2-135m"
 
 
@@ -43,6 +45,7 @@ async def vllm(smollm2: Path, smollm2_tokenizer: Tokenizer) -> AsyncIterator[Rig
         model=MODEL,
         model_path=str(smollm2),
         context_tokens=512,
+        kv_blocks=KV_BLOCKS,
         service_secret=SECRET.decode(),
         kafka_bootstrap="unused:1",
         outbox_path=Path("unused"),
@@ -58,7 +61,7 @@ async def vllm(smollm2: Path, smollm2_tokenizer: Tokenizer) -> AsyncIterator[Rig
 @pytest.fixture(scope="session")
 async def sim() -> AsyncIterator[Rig]:
     tokenizer = Tokenizer.load(model_folder(BUILTIN_SIM))
-    shape = Shape(block_size=32, kv_blocks=256, context_tokens=512, max_num_seqs=8, max_num_batched_tokens=512)
+    shape = Shape(block_size=32, kv_blocks=KV_BLOCKS, context_tokens=512, max_num_seqs=8, max_num_batched_tokens=512)
     engine: Engine = SimEngine(SimSettings(shape=shape, rates=RATES, model=MODEL), tokenizer, clock=SystemClock())
     async with worker_rig(engine, tokenizer_revision=tokenizer.revision) as rig:
         yield rig

@@ -1,6 +1,8 @@
 """What every engine does alike, over real gRPC."""
 
 import asyncio
+import itertools
+import random
 
 import grpc
 import pytest
@@ -12,7 +14,7 @@ from services.kit.errors import Reason
 from services.kit.status import error_from_rpc
 from tests.support.worker_rig import MODEL, Rig
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 BLOCK = 32
 
 
@@ -77,6 +79,32 @@ async def test_kv_events_have_the_names_that_the_router_computes(rig: Rig) -> No
     assert not rig.scheduler.blocks.intersection(hashes_of(rig, prompt, salt=""))
     assert not rig.scheduler.blocks.intersection(hashes_of(rig, prompt, salt="s4"))
     assert rig.scheduler.gaps == 0
+
+
+async def test_what_the_scheduler_predicts_is_what_the_engine_finds(rig: Rig) -> None:
+    """With a cache that evicts all the time, the index says exactly how much of each prompt is cached."""
+    chooser = random.Random(7)
+    families = [prompt_of(100 + family, 320) for family in range(8)]
+    found = []
+    for number in range(24):
+        family = chooser.choice(families)
+        prompt = family[: chooser.randrange(40, 320)] + prompt_of(200 + number, chooser.randrange(1, 40))
+        await fence(rig, number)
+        hashes = hashes_of(rig, prompt[:-1], salt="index")
+        predicted = sum(1 for _ in itertools.takewhile(rig.scheduler.blocks.__contains__, hashes)) * BLOCK
+        answer = await rig.generate(prompt, greedy(chooser.randrange(1, 40)), cache_salt="index")
+        assert answer.cached_tokens == predicted, f"request {number} of {len(prompt)} tokens"
+        found.append(predicted)
+    assert sum(cached > 0 for cached in found) > 5
+    assert rig.scheduler.gaps == 0
+
+
+async def fence(rig: Rig, number: int) -> None:
+    """Returns when the scheduler knows all that has happened in the cache: events come in order."""
+    prompt = prompt_of(1000 + number, BLOCK + 1)
+    await rig.generate(prompt, greedy(1), cache_salt="fence")
+    (last,) = hashes_of(rig, prompt, salt="fence")
+    await rig.scheduler.until(lambda seen: last in seen.blocks)
 
 
 async def test_an_abort_frees_the_engine(rig: Rig) -> None:

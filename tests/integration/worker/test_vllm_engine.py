@@ -13,7 +13,7 @@ from services.kit.models import Tokenizer
 from services.kit.status import error_from_rpc
 from tests.support.worker_rig import Rig
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
 
 def chat(tokenizer: Tokenizer, question: str) -> list[int]:
@@ -110,6 +110,7 @@ def test_the_adapter_finds_what_it_relies_on(smollm2: object) -> None:
         "model", "served_model_name", "dtype", "max_model_len", "block_size", "max_num_seqs",
         "max_num_batched_tokens", "gpu_memory_utilization", "enforce_eager", "enable_prefix_caching",
         "scheduling_policy", "distributed_executor_backend", "disable_log_stats", "kv_events_config",
+        "num_gpu_blocks_override", "worker_extension_cls",
     }  # fmt: skip
     assert arguments <= fields(AsyncEngineArgs)
     assert {"prompt_token_ids", "cache_salt"} <= set(TokensPrompt.__annotations__) | set(
@@ -117,7 +118,7 @@ def test_the_adapter_finds_what_it_relies_on(smollm2: object) -> None:
     )
     generate = inspect.signature(AsyncLLM.generate).parameters
     assert {"prompt", "sampling_params", "request_id", "priority"} <= set(generate)
-    for name in ("abort", "shutdown", "errored", "reset_prefix_cache", "get_num_unfinished_requests"):
+    for name in ("abort", "shutdown", "errored", "reset_prefix_cache", "collective_rpc", "get_num_unfinished_requests"):
         assert hasattr(AsyncLLM, name)
     assert "stat_loggers" in inspect.signature(AsyncLLM.from_engine_args).parameters
     assert list(inspect.signature(StatLoggerBase.record).parameters)[1:3] == ["scheduler_stats", "iteration_stats"]

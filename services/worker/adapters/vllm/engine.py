@@ -2,9 +2,11 @@
 
 import asyncio
 import multiprocessing
+import shutil
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -42,8 +44,9 @@ class VllmModel:
 class VllmEngine:
     """One AsyncLLM. A dead one stays dead: the process ends, and another one is started."""
 
-    def __init__(self, args: AsyncEngineArgs, model: VllmModel, *, declared: Rates) -> None:
+    def __init__(self, args: AsyncEngineArgs, model: VllmModel, *, declared: Rates, scratch: Path) -> None:
         self._args = args
+        self._scratch = scratch
         self._model = model
         self._gauges = Gauges(declared)
         self._llm: Any = None
@@ -71,6 +74,7 @@ class VllmEngine:
             raise
         except (RuntimeError, ValueError, OSError) as error:
             raise StartupError(f"vLLM cannot serve the model {self._model.model!r}: {_first_line(error)}") from error
+        await self._llm.collective_rpc("end_with_parent")
         self._spec = self._described()
         kv = self._args.kv_events_config
         self._events = Subscription(endpoint=kv.endpoint, replay_endpoint=kv.replay_endpoint)
@@ -84,6 +88,7 @@ class VllmEngine:
             if llm.output_handler is not None:
                 llm.output_handler.cancel()  # or it takes the end of the engine for its death
             await asyncio.to_thread(llm.shutdown, timeout=_SHUTDOWN_S)
+        shutil.rmtree(self._scratch, ignore_errors=True)
 
     async def generate(
         self, prompt_token_ids: Sequence[int], sampling: Sampling, *, request_id: str, cache_salt: str, priority: int
@@ -99,7 +104,7 @@ class VllmEngine:
                         if tokens == 0 and each.prefill_ms is not None:
                             self._saw_prefill(len(prompt_token_ids), each)
                         tokens += len(each.token_ids)
-                        yield each
+                        yield each if tokens else replace(each, prefill_began=self._began_since(steps))
         except EngineDeadError:
             raise DownstackError(Reason.ENGINE_DEAD, "The engine has died.", retry_after_s=1.0) from None
         except GracefulHTTPError:
@@ -176,6 +181,13 @@ class VllmEngine:
             async for _ in outputs:
                 pass
         await self._llm.reset_prefix_cache()
+
+    def _began_since(self, steps: int) -> bool:
+        """Whether a request without a token yet, given at that step, is being computed: steps went by, nothing waits.
+
+        vLLM tells only with the first token. A prefill that fits into one step, and is aborted in it, goes unnoticed.
+        """
+        return self._gauges.steps > steps and self._gauges.waiting == 0
 
     def _saw_prefill(self, prompt_tokens: int, output: EngineOutput) -> None:
         if output.prefill_ms is not None:

@@ -20,6 +20,11 @@ def vllm_engine(settings: WorkerSettings, tokenizer: Tokenizer, *, rates: Rates)
     Raises:
         StartupError: vLLM is not installed, or the settings cannot work.
     """
+    # vLLM keeps one block for itself.
+    if settings.kv_blocks and (settings.kv_blocks - 1) * settings.block_size < settings.context_tokens:
+        raise StartupError(
+            f"A KV cache of {settings.kv_blocks} blocks is too small for a context of {settings.context_tokens} tokens."
+        )
     _prepare_environment(settings)
     try:
         # After the environment: vLLM reads it while it is imported.
@@ -27,7 +32,8 @@ def vllm_engine(settings: WorkerSettings, tokenizer: Tokenizer, *, rates: Rates)
     except ImportError as error:
         raise StartupError(f"The engine `vllm` is not installed here ({error.name} is missing).") from error
     model = VllmModel(settings.model, tokenizer.revision, tokenizer.vocab_size)
-    return VllmEngine(_arguments(settings), model, declared=rates)
+    scratch = Path(tempfile.mkdtemp(prefix="downstack-"))
+    return VllmEngine(_arguments(settings, scratch=scratch), model, declared=rates, scratch=scratch)
 
 
 def _prepare_environment(settings: WorkerSettings) -> None:
@@ -40,15 +46,15 @@ def _prepare_environment(settings: WorkerSettings) -> None:
         "VLLM_CPU_KVCACHE_SPACE": str(settings.kv_cache_gib),
         # On a CPU this lets the model run in the engine core's process: one process and its imports less.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        # One core stays for this process: threads that wait for each other at every layer must not wait for it as well.
+        "OMP_NUM_THREADS": str(settings.cpu_threads or max(1, len(os.sched_getaffinity(0)) - 1)),
         "TOKENIZERS_PARALLELISM": "false",
     }
-    if settings.cpu_threads:
-        wanted["OMP_NUM_THREADS"] = str(settings.cpu_threads)
     for name, value in wanted.items():
         os.environ.setdefault(name, value)
 
 
-def _arguments(settings: WorkerSettings) -> Any:
+def _arguments(settings: WorkerSettings, *, scratch: Path) -> Any:
     from vllm.config import KVEventsConfig  # noqa: PLC0415
     from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: PLC0415
     from vllm.platforms import current_platform  # noqa: PLC0415
@@ -56,14 +62,13 @@ def _arguments(settings: WorkerSettings) -> Any:
     on_cpu = current_platform.is_cpu()
     if on_cpu and settings.block_size % 32:
         raise StartupError(f"The block size must be a multiple of 32 on a CPU; it is {settings.block_size}.")
-    sockets = settings.scratch_path or Path(tempfile.mkdtemp(prefix="downstack-"))
-    sockets.mkdir(parents=True, exist_ok=True)
     return AsyncEngineArgs(
         model=str(model_folder(settings.model_path)),
         served_model_name=settings.model,
         dtype=_dtype(settings, on_cpu=on_cpu),
         max_model_len=settings.context_tokens,
         block_size=settings.block_size,
+        num_gpu_blocks_override=settings.kv_blocks or None,
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
         gpu_memory_utilization=settings.gpu_memory_utilization,
@@ -71,12 +76,13 @@ def _arguments(settings: WorkerSettings) -> Any:
         enable_prefix_caching=True,
         scheduling_policy="priority",
         distributed_executor_backend="uni" if on_cpu else None,
+        worker_extension_cls="services.worker.adapters.vllm.child.EngineChild",
         disable_log_stats=True,
         kv_events_config=KVEventsConfig(
             enable_kv_cache_events=True,
             publisher="zmq",
-            endpoint=f"ipc://{sockets}/kv-events",
-            replay_endpoint=f"ipc://{sockets}/kv-replay",
+            endpoint=f"ipc://{scratch}/kv-events",
+            replay_endpoint=f"ipc://{scratch}/kv-replay",
         ),
     )
 
