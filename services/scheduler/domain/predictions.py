@@ -19,6 +19,7 @@ class Predictions:
         self._owners = Owners()
         self._until: dict[int, dict[int, float]] = {}
         self._batches: list[tuple[float, int, int, Sequence[int]]] = []
+        self._latest: dict[int, float] = {}  # by worker, the latest end of a belief
         self._added = 0
         self._held = 0
 
@@ -40,11 +41,14 @@ class Predictions:
         if not hashes:
             return
         believed = self._until.setdefault(bit, {})
-        if believed.keys().isdisjoint(hashes):
-            believed.update(dict.fromkeys(hashes, until))
-        else:
+        known = not believed.keys().isdisjoint(hashes)
+        fresh = [block for block in hashes if block not in believed] if known else hashes
+        self._held += len(self._owners.add(bit, fresh))
+        if until < self._latest.get(bit, until):
             believed.update({block: max(until, believed.get(block, until)) for block in hashes})
-        self._held += len(self._owners.add(bit, hashes))
+        else:
+            self._latest[bit] = until
+            believed.update(dict.fromkeys(hashes, until))
         self._added += 1
         heapq.heappush(self._batches, (until, self._added, bit, hashes))
         while self._held > self._max_blocks:
@@ -71,6 +75,7 @@ class Predictions:
         """Forget all predictions about a worker."""
         self.settle(bit, tuple(self._until.get(bit, ())))
         self._until.pop(bit, None)
+        self._latest.pop(bit, None)
 
     def memory_bytes(self) -> int:
         tables = sum(sys.getsizeof(believed) for believed in list(self._until.values()))
