@@ -9,10 +9,11 @@ from google.protobuf.duration_pb2 import Duration
 
 from services.scheduler.adapters.timeline import Timeline
 from services.scheduler.domain.brain import Brain
-from services.scheduler.domain.decision import Considered, Decision
+from services.scheduler.domain.decision import Decision
 from services.scheduler.domain.instructions import Accept, Acknowledge, AskDrain, AskResync, Cancel, Close, ToWorker
 from services.scheduler.domain.lease import Grant, Usage
 from services.scheduler.domain.prices import PriceList
+from services.scheduler.domain.record import Considered
 from services.scheduler.domain.request import Price
 from services.scheduler.domain.worker import Load, Rates, Worker, WorkerPhase, WorkerSpec
 

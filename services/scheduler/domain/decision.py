@@ -2,25 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from services.scheduler.domain.grammar import Slate
+from services.scheduler.domain.record import Considered, Shortlist
 
 MAX_CANDIDATES = 32
-
-
-class Considered(NamedTuple):
-    """One worker that was considered. `score` is None for one that a filter excluded."""
-
-    worker_id: str
-    model: str
-    cached_tokens: int
-    ttft_ms: float
-    total_ms: float
-    charge_nano: int
-    score: float | None
-    filtered_by: str
-    running_requests: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,17 +21,21 @@ class Decision:
     worker_id: str
     policy: str
     reason: str
-    candidates: tuple[Considered, ...]
+    shortlist: Shortlist
     prompt_tokens: int
     predicted_cached_tokens: int
     queue_ms: float
     decided_at: float
 
+    @property
+    def candidates(self) -> Sequence[Considered]:
+        return self.shortlist.first(MAX_CANDIDATES)
 
-def considered(slate: Slate, chosen: int) -> tuple[Considered, ...]:
-    """The candidates as the record keeps them: the chosen one, the best others, then the filtered ones."""
+
+def shortlist(slate: Slate, chosen: int) -> Shortlist:
+    """The candidates that the record keeps: the chosen one, the best others, then the filtered ones."""
     others = [row for row in slate.best(MAX_CANDIDATES) if row != chosen]
-    return tuple(map(Considered._make, slate.read([chosen, *others[: MAX_CANDIDATES - 1]])))
+    return slate.shortlist([chosen, *others[: MAX_CANDIDATES - 1]])
 
 
 def reason_of(candidates: Sequence[Considered], slate: Slate, *, prompt_tokens: int) -> str:

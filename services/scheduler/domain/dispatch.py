@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable
 
-from services.scheduler.domain.decision import Considered, Decision, considered, reason_of
+from services.scheduler.domain.decision import Decision, reason_of, shortlist
 from services.scheduler.domain.fairness import OUTPUT_WEIGHT, FairShare
 from services.scheduler.domain.grammar import Slate
 from services.scheduler.domain.instructions import Instruction, Place, Refuse
@@ -12,6 +12,7 @@ from services.scheduler.domain.limits import Limits
 from services.scheduler.domain.placement import Placement, View, impossible
 from services.scheduler.domain.prices import PriceList
 from services.scheduler.domain.queue import Lane, Queue, Waiting
+from services.scheduler.domain.record import Shortlist
 from services.scheduler.domain.request import Offer, Request
 from services.scheduler.domain.worker import Worker
 
@@ -78,8 +79,9 @@ class Dispatcher:
         return self._grant(entry, row, slate, now)
 
     def _grant(self, entry: Waiting, row: int, slate: Slate, now: float) -> Place:
-        candidates, request = considered(slate, row), entry.request
-        (group, worker), cached = slate.place(row), candidates[0].cached_tokens
+        kept, request, (group, worker) = shortlist(slate, row), entry.request, slate.place(row)
+        best = kept.first(2)
+        cached = best[0].cached_tokens
         offer, output = group.offer, group.output_tokens
         terms = self._terms(entry, offer, worker, cached=cached, now=now)
         lease = self._book.grant(terms, expected_output=output)
@@ -89,12 +91,12 @@ class Dispatcher:
             known = cached // offer.block_size
             self._index.predict(worker.worker_id, offer.block_hashes, known=known, until=now + life)
         self._fleet.touch()
-        reason = reason_of(candidates, slate, prompt_tokens=offer.prompt_tokens)
-        decision = self._record(request, candidates, reason, lease.grant)
+        reason = reason_of(best, slate, prompt_tokens=offer.prompt_tokens)
+        decision = self._record(request, kept, reason, lease.grant)
         self._remember(decision)
         return Place(entry.call, lease.grant, worker.endpoint, decision)
 
-    def _record(self, request: Request, candidates: tuple[Considered, ...], reason: str, grant: Grant) -> Decision:
+    def _record(self, request: Request, kept: Shortlist, reason: str, grant: Grant) -> Decision:
         return Decision(
             request_id=request.request_id,
             attempt=request.attempt,
@@ -104,7 +106,7 @@ class Dispatcher:
             worker_id=grant.worker_id,
             policy=self._placement.policy,
             reason=reason,
-            candidates=candidates,
+            shortlist=kept,
             prompt_tokens=grant.prompt_tokens,
             predicted_cached_tokens=grant.predicted_cached_tokens,
             queue_ms=grant.queue_ms,

@@ -3,15 +3,15 @@
 A sentence is about columns: each word looks at all workers of an offered model at once.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, repeat
 from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from services.scheduler.domain.cost import Estimate, charge, charges_nano
+from services.scheduler.domain.record import Shortlist
 from services.scheduler.domain.request import Offer, Price, Request
 from services.scheduler.domain.roster import Bools, Columns, Floats, Roster
 from services.scheduler.domain.worker import Worker
@@ -49,16 +49,10 @@ class Group:
         uncached = self.offer.prompt_tokens - self.cached_tokens
         return charges_nano(self.price, uncached=uncached, cached=self.cached_tokens, output=self.output_tokens)
 
-    def charged_nano(self, cached: Sequence[int]) -> list[int]:
-        """`charges_nano` for these cached tokens, exactly."""
-        most = charge(self.price, uncached=self.offer.prompt_tokens, cached=0, output=self.output_tokens)
-        saved = self.price.input_nano - self.price.cached_nano
-        return [most - saved * tokens for tokens in cached]
-
-
-# A row in words: worker, model, cached tokens, times to the first and to the last token in ms, charge in nano units,
-# score (None for one that a filter excluded), that filter, requests held.
-Line = tuple[str, str, int, float, float, int, float | None, str, int]
+    def charge_nano(self, cached: int) -> int:
+        """What the caller would be charged with so many cached tokens, exactly."""
+        uncached = self.offer.prompt_tokens - cached
+        return charge(self.price, uncached=uncached, cached=cached, output=self.output_tokens)
 
 
 class Filter(Protocol):
@@ -104,41 +98,27 @@ class Slate:
 
     def place(self, row: int) -> tuple[Group, Worker]:
         """The offer and the worker of a row."""
-        group, within = self._within(row)
-        return group, group.roster.workers[within]
-
-    def _within(self, row: int) -> tuple[Group, int]:
         for group in self._groups:
             if row < len(group):
-                return group, row
+                return group, group.roster.workers[row]
             row -= len(group)
         raise IndexError(row)
 
-    def read(self, rows: Sequence[int]) -> Iterator[Line]:
-        """Some rows, in words."""
-        if len(self._groups) > 1:
-            return chain.from_iterable(
-                self._read(group, [within], [row]) for row in rows for group, within in [self._within(row)]
-            )
-        return self._read(self._groups[0], rows, rows)
-
-    def _read(self, group: Group, within: Sequence[int], rows: Sequence[int]) -> Iterator[Line]:
-        """The rows of one group; `within` are their numbers in it."""
-        workers, predicted = group.roster.workers, group.estimate
-        cached = group.cached_tokens[within].astype(np.int64).tolist()
-        names = [self._names[number] for number in self._verdicts[rows].tolist()]
-        scores = self.scores[rows].tolist()
-        return zip(
-            [workers[row].worker_id for row in within],
-            repeat(group.offer.model),
-            cached,
-            predicted.ttft_ms[within].tolist(),
-            predicted.total_ms[within].tolist(),
-            group.charged_nano(cached),
-            [None if name else score for name, score in zip(names, scores, strict=True)],
-            names,
-            group.columns.requests[within].astype(np.int64).tolist(),
-            strict=False,
+    def shortlist(self, rows: Sequence[int]) -> Shortlist:
+        """Copies of some rows."""
+        groups, places = self._groups, [self.place(row) for row in rows]
+        cached = _joined([group.cached_tokens for group in groups])[rows]
+        charged = [group.charge_nano(int(tokens)) for (group, _), tokens in zip(places, cached.tolist(), strict=True)]
+        return Shortlist(
+            worker_ids=tuple([worker.worker_id for _, worker in places]),
+            models=tuple([group.offer.model for group, _ in places]),
+            filtered_by=tuple([self._names[number] for number in self._verdicts[rows].tolist()]),
+            cached_tokens=cached,
+            ttft_ms=_joined([group.estimate.ttft_ms for group in groups])[rows],
+            total_ms=_joined([group.estimate.total_ms for group in groups])[rows],
+            charges_nano=np.array(charged, np.int64),
+            scores=self.scores[rows],
+            requests=_joined([group.columns.requests for group in groups])[rows],
         )
 
     def best(self, count: int) -> list[int]:
