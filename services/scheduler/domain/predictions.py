@@ -6,6 +6,7 @@ would scatter over all workers.
 
 import heapq
 import sys
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 
 from services.scheduler.domain.owners import Owners
@@ -18,7 +19,7 @@ class Predictions:
         self._max_blocks = max_blocks
         self._owners = Owners()
         self._until: dict[int, dict[int, float]] = {}
-        self._batches: list[tuple[float, int, int, Sequence[int]]] = []
+        self._batches: list[tuple[float, int, int, array[int]]] = []
         self._latest: dict[int, float] = {}  # by worker, the latest end of a belief
         self._added = 0
         self._held = 0
@@ -50,7 +51,8 @@ class Predictions:
             self._latest[bit] = until
             believed.update(dict.fromkeys(hashes, until))
         self._added += 1
-        heapq.heappush(self._batches, (until, self._added, bit, hashes))
+        # An array, since the garbage collector would look at each item of a list.
+        heapq.heappush(self._batches, (until, self._added, bit, array("Q", hashes)))
         while self._held > self._max_blocks:
             self._pop_batch(force=True)
 
