@@ -226,4 +226,4 @@ async def test_a_killed_engine_ends_the_worker(tmp_path: Path, smollm2: Path, un
         assert running.process.returncode == 1
         assert not running.scheduler.loads[-1].serving
         assert "worker: The engine has died." in errors.decode().splitlines()
-        assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+        assert not (await asyncio.to_thread(psutil.wait_procs, children, timeout=30))[1]

@@ -25,13 +25,16 @@ def test_help_shows_every_target() -> None:
 
 
 def test_targets_only_call_scripts() -> None:
-    """A recipe line starts a script or the project's command, and does nothing itself."""
-    recipes = re.findall(r"^\t@(\S+)", MAKEFILE, re.MULTILINE)
+    """A recipe line starts a script, a benchmark or the project's command, and does nothing itself."""
+    recipes = re.findall(r"^\t@(\.venv/bin/python -m bench\.|\S+)", MAKEFILE, re.MULTILINE)
     commands = {command for command in recipes if command != "awk"}
 
     assert commands
     assert [command for command in commands if command.startswith(("deploy/", "proto/")) and not _runs(command)] == []
-    assert {command for command in commands if not command.startswith(("deploy/", "proto/"))} == {".venv/bin/downstack"}
+    assert {command for command in commands if not command.startswith(("deploy/", "proto/"))} == {
+        ".venv/bin/downstack",
+        ".venv/bin/python -m bench.",
+    }
 
 
 def _runs(command: str) -> bool:
