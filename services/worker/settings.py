@@ -83,6 +83,12 @@ class WorkerSettings(ServiceSettings, EventSettings):
     decode_ms_per_request: float = Field(default=0.5, ge=0)
     """What each further request adds to a decode step."""
 
+    prefill_ms_per_pair: float = Field(default=0.0, ge=0)
+    """The declared time for each pair of an uncached prompt token and a token before it."""
+
+    decode_ms_per_context_token: float = Field(default=0.0, ge=0)
+    """What each token of context, summed over the batch, adds to a decode step."""
+
     sim_startup_s: float = Field(default=0.0, ge=0)
     """Simulated engine: how long its start takes."""
 

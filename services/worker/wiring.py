@@ -110,6 +110,8 @@ def _rates(settings: WorkerSettings) -> Rates:
         prefill_ms_per_token=settings.prefill_ms_per_token,
         decode_base_ms=settings.decode_base_ms,
         decode_ms_per_request=settings.decode_ms_per_request,
+        prefill_ms_per_pair=settings.prefill_ms_per_pair,
+        decode_ms_per_context_token=settings.decode_ms_per_context_token,
     )
 
 

@@ -185,6 +185,8 @@ def _rates_of(message: pb.Rates) -> Rates:
         prefill_ms_per_token=message.prefill_ms_per_token,
         decode_base_ms=message.decode_base_ms,
         decode_ms_per_request=message.decode_ms_per_request,
+        prefill_ms_per_pair=message.prefill_ms_per_pair,
+        decode_ms_per_context_token=message.decode_ms_per_context_token,
     )
 
 

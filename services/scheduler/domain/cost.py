@@ -1,6 +1,8 @@
 """The cost model: what a placement would take, in milliseconds and money.
 
-    ttft(w)    = wait(w) + prefill_base(w) + (p - cached(w)) * prefill_ms_per_token(w)
+    pairs(w)   = (p - cached(w)) * (p + cached(w)) / 2, of a new token and a token before it
+    prefill(w) = prefill_base(w) + (p - cached(w)) * prefill_ms_per_token(w) + pairs(w) * prefill_ms_per_pair(w)
+    ttft(w)    = wait(w) + prefill(w)
     time(w)    = ttft(w) + (out - 1) * tpot(w, batch after placing)
     charge     = what the ledger will charge the caller
     cost(m, w) = device seconds * the worker's price, or the charge where the worker names no price
@@ -73,10 +75,12 @@ def estimate(
 ) -> Estimate:
     """Predict a placement on each worker. Reports from before `reported_since` (s) widen the wait by their age."""
     uncached = offer.prompt_tokens - cached
-    prefill = columns.prefill_base_ms + uncached * columns.prefill_ms_per_token
+    pairs = uncached * (offer.prompt_tokens + cached) / 2
+    prefill = columns.prefill_base_ms + uncached * columns.prefill_ms_per_token + pairs * columns.prefill_ms_per_pair
     stale_ms = 1000 * np.maximum(0.0, reported_since - columns.reported_at)
     ttft = columns.backlog_ms + columns.queue_ms_per_token * output + stale_ms + prefill
-    decode = (output - 1) * columns.step_ms
+    step = columns.step_ms + (offer.prompt_tokens + output / 2) * columns.decode_ms_per_context_token
+    decode = (output - 1) * step
     device_cost = (prefill + decode / columns.batch) * columns.price_per_ms
     priced = columns.price_per_ms > 0
     if not priced.all():

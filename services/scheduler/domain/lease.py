@@ -96,6 +96,10 @@ class Occupancy:
     prefills: int = 0
     prefill_tokens: int = 0
     kv_tokens: int = 0
+    prefill_pairs: int = 0
+    """Pairs of a token still to be computed and a token before it."""
+    context_tokens: int = 0
+    """Tokens that decoding reads, at half of each answer."""
 
     def plus(self, other: "Occupancy") -> "Occupancy":
         return Occupancy(
@@ -103,6 +107,8 @@ class Occupancy:
             self.prefills + other.prefills,
             self.prefill_tokens + other.prefill_tokens,
             self.kv_tokens + other.kv_tokens,
+            self.prefill_pairs + other.prefill_pairs,
+            self.context_tokens + other.context_tokens,
         )
 
     def minus(self, other: "Occupancy") -> "Occupancy":
@@ -111,6 +117,8 @@ class Occupancy:
             self.prefills - other.prefills,
             self.prefill_tokens - other.prefill_tokens,
             self.kv_tokens - other.kv_tokens,
+            self.prefill_pairs - other.prefill_pairs,
+            self.context_tokens - other.context_tokens,
         )
 
 
@@ -136,6 +144,10 @@ class Lease:
     def uncached_tokens(self) -> int:
         return self.grant.prompt_tokens - self.grant.predicted_cached_tokens
 
+    @property
+    def prefill_pairs(self) -> int:
+        return self.uncached_tokens * (2 * self.grant.prompt_tokens - self.uncached_tokens) // 2
+
     def occupancy(self) -> Occupancy:
         """What the lease takes of its worker now."""
         if self.released or self.orphaned_at is not None or self.phase is LeasePhase.FINISHED:
@@ -146,4 +158,6 @@ class Lease:
             prefills=1 if prefilling else 0,
             prefill_tokens=self.uncached_tokens if prefilling else 0,
             kv_tokens=self.uncached_tokens + self.expected_output,
+            prefill_pairs=self.prefill_pairs if prefilling else 0,
+            context_tokens=self.grant.prompt_tokens + self.expected_output // 2,
         )

@@ -41,8 +41,10 @@ class Figures(NamedTuple, Generic[T]):
     """Wait for a place in the batch, for each token of expected output."""
     prefill_base_ms: T
     prefill_ms_per_token: T
+    prefill_ms_per_pair: T
     step_ms: T
-    """Time of one decode step with one more request."""
+    """Time of one decode step with one more request, without that request's own context."""
+    decode_ms_per_context_token: T
     batch: T
     """Requests that share that step."""
     price_per_ms: T
@@ -52,9 +54,10 @@ class Figures(NamedTuple, Generic[T]):
 Columns = Figures[Floats]
 
 
-def tpot_ms(rates: Rates, *, batch: int) -> float:
-    """The time of one decode step with that many requests."""
-    return rates.decode_base_ms + rates.decode_ms_per_request * max(0, batch - 1)
+def tpot_ms(rates: Rates, *, batch: int, context_tokens: float = 0) -> float:
+    """The time of one decode step with that many requests, which hold so many tokens together."""
+    further = rates.decode_ms_per_request * max(0, batch - 1)
+    return rates.decode_base_ms + further + rates.decode_ms_per_context_token * context_tokens
 
 
 def figures_of(worker: Worker, held: Occupancy, *, number: int) -> Figures[float]:
@@ -62,6 +65,9 @@ def figures_of(worker: Worker, held: Occupancy, *, number: int) -> Figures[float
     spec, rates = worker.spec, worker.rates
     batch = min(held.requests + 1, spec.max_num_seqs)
     beyond = max(0, held.requests + 1 - spec.max_num_seqs)
+    # Those that wait for a place in the batch hold no context in it.
+    context_tokens = held.context_tokens * min(1.0, spec.max_num_seqs / max(1, held.requests))
+    step_ms = tpot_ms(rates, batch=batch, context_tokens=context_tokens)
     return Figures(
         number=number,
         ready=worker.ready,
@@ -71,14 +77,21 @@ def figures_of(worker: Worker, held: Occupancy, *, number: int) -> Figures[float
         block_size=spec.block_size,
         prompt_room=min(spec.context_tokens, spec.kv_tokens),
         kv_room=spec.kv_tokens - held.kv_tokens,
-        backlog_ms=held.prefills * rates.prefill_base_ms + held.prefill_tokens * rates.prefill_ms_per_token,
-        queue_ms_per_token=beyond * tpot_ms(rates, batch=spec.max_num_seqs) / spec.max_num_seqs,
+        backlog_ms=_backlog_ms(rates, held),
+        queue_ms_per_token=beyond * step_ms / spec.max_num_seqs,
         prefill_base_ms=rates.prefill_base_ms,
         prefill_ms_per_token=rates.prefill_ms_per_token,
-        step_ms=tpot_ms(rates, batch=batch),
+        prefill_ms_per_pair=rates.prefill_ms_per_pair,
+        step_ms=step_ms,
+        decode_ms_per_context_token=rates.decode_ms_per_context_token,
         batch=batch,
         price_per_ms=spec.price_per_hour_nano * _NANO_PER_HOUR_TO_UNITS_PER_MS,
     )
+
+
+def _backlog_ms(rates: Rates, held: Occupancy) -> float:
+    tokens_ms = held.prefill_tokens * rates.prefill_ms_per_token + held.prefill_pairs * rates.prefill_ms_per_pair
+    return held.prefills * rates.prefill_base_ms + tokens_ms
 
 
 class Roster:

@@ -1,7 +1,7 @@
 """A worker as the scheduler sees it: what it is, how fast, how busy."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from enum import Enum
 
 # No step of an engine takes longer than eleven days.
@@ -16,10 +16,14 @@ class Rates:
     prefill_ms_per_token: float = 0.0
     decode_base_ms: float = 0.0
     decode_ms_per_request: float = 0.0
+    prefill_ms_per_pair: float = 0.0
+    """Each pair of a new token and a token before it: attention."""
+    decode_ms_per_context_token: float = 0.0
+    """Each token of context, summed over the batch."""
 
     def plausible(self) -> bool:
         """Whether the numbers can be those of an engine: not negative, not all zero, none beyond all measure."""
-        numbers = (self.prefill_base_ms, self.prefill_ms_per_token, self.decode_base_ms, self.decode_ms_per_request)
+        numbers = astuple(self)
         return all(0 <= number <= MAX_RATE_MS for number in numbers) and any(numbers)
 
 

@@ -337,6 +337,8 @@ class Worker:
             prefill_ms_per_token=rates.prefill_ms_per_token,
             decode_base_ms=rates.decode_base_ms,
             decode_ms_per_request=rates.decode_ms_per_request,
+            prefill_ms_per_pair=rates.prefill_ms_per_pair,
+            decode_ms_per_context_token=rates.decode_ms_per_context_token,
         )
 
 

@@ -9,12 +9,33 @@ _ENOUGH = 4.0
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """A linear model of an engine's speed, in milliseconds."""
+    """A linear model of an engine's speed, in milliseconds.
+
+    Attributes:
+        prefill_base_ms: Each step that prefills.
+        prefill_ms_per_token: Each new token of a prompt.
+        decode_base_ms: A decode step with one request.
+        decode_ms_per_request: Each further request of the batch.
+        prefill_ms_per_pair: Each pair of a new token and a token before it: attention.
+        decode_ms_per_context_token: Each token of context, summed over the batch.
+    """
 
     prefill_base_ms: float
     prefill_ms_per_token: float
     decode_base_ms: float
     decode_ms_per_request: float
+    prefill_ms_per_pair: float = 0.0
+    decode_ms_per_context_token: float = 0.0
+
+    def prefill_ms(self, new_tokens: int, *, start: int = 0) -> float:
+        """The time to compute `new_tokens` tokens of a prompt that follow `start` computed ones."""
+        pairs = new_tokens * (start + new_tokens / 2)
+        return self.prefill_base_ms + self.prefill_ms_per_token * new_tokens + self.prefill_ms_per_pair * pairs
+
+    def decode_ms(self, batch: int, *, context_tokens: int = 0) -> float:
+        """The time of a step that decodes for `batch` requests, which hold so many tokens together."""
+        further = self.decode_ms_per_request * (batch - 1)
+        return self.decode_base_ms + further + self.decode_ms_per_context_token * context_tokens
 
 
 class Line:
@@ -68,4 +89,4 @@ class RateEstimate:
         declared = self._declared
         prefill = self._prefill.fit(base=declared.prefill_base_ms, slope=declared.prefill_ms_per_token)
         decode = self._decode.fit(base=declared.decode_base_ms, slope=declared.decode_ms_per_request)
-        return Rates(*prefill, *decode)
+        return Rates(*prefill, *decode, declared.prefill_ms_per_pair, declared.decode_ms_per_context_token)

@@ -17,7 +17,14 @@ from services.scheduler.domain.stimuli import Leaving
 from services.scheduler.domain.worker import Load, Rates, Worker
 from tests.unit.scheduler.making import PRICE, Desk, offer
 
-SLOW = Rates(prefill_base_ms=9.0, prefill_ms_per_token=3.0, decode_base_ms=30.0, decode_ms_per_request=4.0)
+SLOW = Rates(
+    prefill_base_ms=9.0,
+    prefill_ms_per_token=3.0,
+    decode_base_ms=30.0,
+    decode_ms_per_request=4.0,
+    prefill_ms_per_pair=0.01,
+    decode_ms_per_context_token=0.02,
+)
 MODELS = ("m", "n")
 
 machines = st.fixed_dictionaries(
@@ -67,10 +74,14 @@ def predicted(desk: Desk, worker: Worker, one: Offer, request: Request, cached: 
     output, seqs = one.output_tokens or 0, spec.max_num_seqs
     batch = min(held.requests + 1, seqs)
     prefill = rates.prefill_base_ms + (one.prompt_tokens - cached) * rates.prefill_ms_per_token
+    prefill += rates.prefill_ms_per_pair * (one.prompt_tokens**2 - cached**2) / 2
     wait = held.prefills * rates.prefill_base_ms + held.prefill_tokens * rates.prefill_ms_per_token
-    wait += max(0, held.requests + 1 - seqs) * output * tpot_ms(rates, batch=seqs) / seqs
+    wait += held.prefill_pairs * rates.prefill_ms_per_pair
+    read = held.context_tokens * min(1.0, seqs / max(1, held.requests))
+    wait += max(0, held.requests + 1 - seqs) * output * tpot_ms(rates, batch=batch, context_tokens=read) / seqs
     wait += 1000 * max(0.0, desk.now - worker.reported_at - 2 * desk.limits.report_interval_s)
-    decode = (output - 1) * tpot_ms(rates, batch=batch)
+    own = one.prompt_tokens + output / 2
+    decode = (output - 1) * tpot_ms(rates, batch=batch, context_tokens=read + own)
     ttft, total = wait + prefill, wait + prefill + decode
     cost = (prefill + decode / batch) * spec.price_per_hour_nano / 1e9 / 3_600_000
     if not spec.price_per_hour_nano:

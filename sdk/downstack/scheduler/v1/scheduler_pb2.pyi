@@ -492,6 +492,8 @@ class Rates(google.protobuf.message.Message):
     PREFILL_MS_PER_TOKEN_FIELD_NUMBER: builtins.int
     DECODE_BASE_MS_FIELD_NUMBER: builtins.int
     DECODE_MS_PER_REQUEST_FIELD_NUMBER: builtins.int
+    PREFILL_MS_PER_PAIR_FIELD_NUMBER: builtins.int
+    DECODE_MS_PER_CONTEXT_TOKEN_FIELD_NUMBER: builtins.int
     prefill_base_ms: builtins.float
     """prefill_base_ms is the fixed time of a prefill."""
     prefill_ms_per_token: builtins.float
@@ -500,6 +502,10 @@ class Rates(google.protobuf.message.Message):
     """decode_base_ms is the time of a decode step with one request."""
     decode_ms_per_request: builtins.float
     """decode_ms_per_request is what each further request of the batch adds to a step."""
+    prefill_ms_per_pair: builtins.float
+    """prefill_ms_per_pair is the time for each pair of a new prompt token and a token before it: attention."""
+    decode_ms_per_context_token: builtins.float
+    """decode_ms_per_context_token is what each token of context, summed over the batch, adds to a step."""
     def __init__(
         self,
         *,
@@ -507,8 +513,10 @@ class Rates(google.protobuf.message.Message):
         prefill_ms_per_token: builtins.float = ...,
         decode_base_ms: builtins.float = ...,
         decode_ms_per_request: builtins.float = ...,
+        prefill_ms_per_pair: builtins.float = ...,
+        decode_ms_per_context_token: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["decode_base_ms", b"decode_base_ms", "decode_ms_per_request", b"decode_ms_per_request", "prefill_base_ms", b"prefill_base_ms", "prefill_ms_per_token", b"prefill_ms_per_token"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["decode_base_ms", b"decode_base_ms", "decode_ms_per_context_token", b"decode_ms_per_context_token", "decode_ms_per_request", b"decode_ms_per_request", "prefill_base_ms", b"prefill_base_ms", "prefill_ms_per_pair", b"prefill_ms_per_pair", "prefill_ms_per_token", b"prefill_ms_per_token"]) -> None: ...
 
 global___Rates = Rates
 
