@@ -1,6 +1,8 @@
 """The commands `status`, `logs` and `doctor` of a local run."""
 
+import json as jsonlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -41,8 +43,9 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as lines are written.")] = False,
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Lines of each log.")] = _TAIL_LINES,
     data_dir: DataDirOption = None,
+    json: JsonOption = False,
 ) -> None:
-    """Show the logs of the local run, the last one's where none runs."""
+    """Show the logs of the local run, the last one's where none runs. With --json one object a line."""
     folder = DataFolder(find_folder(data_dir, start=Path.cwd()))
     state = folder.state()
     found = {name: Path(part.log) for name, part in state.parts.items() if part.log} if state else {}
@@ -50,35 +53,53 @@ def logs(
     if service and service not in found:
         raise CommandError(f"there is no log of {service!r}; there are {', '.join(found)}", reason="NO_SUCH_LOG")
     chosen = {service: found[service]} if service else found
-    places = {name: _show_tail(name, log, lines, label=not service) for name, log in chosen.items()}
+    show = _show_json if json else _show if service else _show_labelled
+    places = {name: _show_tail(name, log, lines, show=show) for name, log in chosen.items()}
     while follow:
         time.sleep(_FOLLOW_S)
         for name, log in chosen.items():
-            places[name] = _show_new(name, log, places[name], label=not service)
+            places[name] = _show_new(name, log, places[name], show=show)
 
 
-def _show_tail(name: str, log: Path, lines: int, *, label: bool) -> int:
+_Show = Callable[[str, str], None]
+
+
+def _show_tail(name: str, log: Path, lines: int, *, show: _Show) -> int:
     if not log.exists():
         return 0
     content = log.read_bytes()
-    _show(name, content.decode(errors="replace").splitlines()[-lines:] if lines else [], label=label)
+    for line in content.decode(errors="replace").splitlines()[-lines:] if lines else []:
+        show(name, line)
     return len(content)
 
 
-def _show_new(name: str, log: Path, place: int, *, label: bool) -> int:
+def _show_new(name: str, log: Path, place: int, *, show: _Show) -> int:
     size = log.stat().st_size if log.exists() else 0
     if size <= place:
         return size  # nothing new, or it was cut
     with log.open("rb") as file:
         file.seek(place)
         whole, newline, _ = file.read(size - place).rpartition(b"\n")
-    _show(name, whole.decode(errors="replace").splitlines(), label=label)
+    for line in whole.decode(errors="replace").splitlines():
+        show(name, line)
     return place + len(whole) + len(newline)
 
 
-def _show(name: str, lines: list[str], *, label: bool) -> None:
-    for line in lines:
-        print(f"{name:12} | {line}" if label else line, flush=True)
+def _show(_name: str, line: str) -> None:
+    print(line, flush=True)
+
+
+def _show_labelled(name: str, line: str) -> None:
+    print(f"{name:12} | {line}", flush=True)
+
+
+def _show_json(name: str, line: str) -> None:
+    """The services log JSON, PostgreSQL and Kafka log text."""
+    try:
+        entry = jsonlib.loads(line)
+    except ValueError:
+        entry = line
+    print(jsonlib.dumps({"part": name, "entry": entry}, ensure_ascii=False), flush=True)
 
 
 def doctor(engine: EngineOption = None, data_dir: DataDirOption = None, json: JsonOption = False) -> None:

@@ -113,6 +113,9 @@ def test_events_can_be_read_along(system: System) -> None:
 
 def test_logs_and_doctor_show_something(system: System) -> None:
     assert system.run("logs", "router", "-n", "5").stdout.strip()
+    entries = [json.loads(line) for line in system.run("logs", "-n", "1", "--json").stdout.splitlines()]
+    assert {"router", "scheduler", "retriever", "postgres", "kafka"} <= {entry["part"] for entry in entries}
+    assert all(entry["entry"]["service"] == "router" for entry in entries if entry["part"] == "router")
     checks = {
         check["name"]: check for check in json.loads(system.run("doctor", "--engine", "sim", "--json").stdout)["checks"]
     }
