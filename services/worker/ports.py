@@ -81,6 +81,8 @@ class EngineStats:
         generated_tokens: Tokens generated.
         prefix_queries: Prompt tokens that were looked up in the cache.
         prefix_hits: Those of them that were found.
+        pulse: Changes at least once a second while the engine answers or computes, however long its step takes. None:
+            it has none, and is judged by its steps.
     """
 
     running: int = 0
@@ -91,6 +93,7 @@ class EngineStats:
     generated_tokens: int = 0
     prefix_queries: int = 0
     prefix_hits: int = 0
+    pulse: int | None = None
 
 
 class Engine(Protocol):
@@ -110,7 +113,7 @@ class Engine(Protocol):
         ...
 
     async def stop(self) -> None:
-        """Ends it, and with it every request. Harmless where it never started."""
+        """Ends it, and with it every request, also where it died or hangs. Harmless where it never started."""
         ...
 
     def generate(

@@ -104,8 +104,20 @@ class WorkerSettings(ServiceSettings, EventSettings):
     max_pending_tokens: int = Field(default=4096, ge=16)
     """The most tokens that wait for one caller that is busy reading."""
 
-    progress_s: float = Field(default=10.0, gt=0)
-    """How long an engine with work may go without a step before the worker calls itself unhealthy."""
+    progress_s: float = Field(default=3.0, ge=1)
+    """How long an engine may go without a sign of life before it counts as lost and is started anew."""
+
+    longest_step_s: float = Field(default=300.0, ge=1)
+    """How long an engine with work may go without a step, whatever it computes, before it counts as lost."""
+
+    engine_start_s: float = Field(default=1800.0, gt=0)
+    """The longest start of an engine."""
+
+    longest_restart_pause_s: float = Field(default=30.0, ge=0.5)
+    """The longest pause before a lost engine is started anew; the first takes 0.5 s, and they double."""
+
+    max_restarts: int = Field(default=5, ge=1)
+    """The most starts of another engine that may fail in a row before the process ends."""
 
     max_leases: int = Field(default=1024, ge=1)
     """The most leases at once. The scheduler places fewer; this is the last bound."""

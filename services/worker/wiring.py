@@ -1,6 +1,6 @@
 """Where the worker's parts meet."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from downstack.worker.v1.worker_pb2_grpc import add_WorkerServiceServicer_to_server
@@ -11,15 +11,16 @@ from services.kit.events.journal import JournalError
 from services.kit.events.outbox import Outbox
 from services.kit.events.relay import Relay
 from services.kit.identity import AssertionAuthenticator
-from services.kit.ids import new_id
 from services.kit.models import Tokenizer, model_folder
 from services.kit.run import Binding, ServiceParts
 from services.worker.adapters.scheduler_link import SchedulerLink
 from services.worker.adapters.servicer import ACCESS, NAME, WorkerServicer
 from services.worker.adapters.sim.engine import SimEngine, SimSettings
+from services.worker.app.engine_life import EngineLife, LifeLimits
 from services.worker.app.outlet import OutletLimits
+from services.worker.app.reports import WorkerIdentity
 from services.worker.app.uplink import UplinkLimits
-from services.worker.app.worker import Worker, WorkerIdentity, WorkerLimits
+from services.worker.app.worker import Worker, WorkerLimits
 from services.worker.domain.rates import Rates
 from services.worker.domain.sim.core import Shape
 from services.worker.ports import Engine
@@ -35,16 +36,14 @@ async def wire(settings: WorkerSettings) -> AsyncIterator[ServiceParts]:
     clock = SystemClock()
     folder = model_folder(settings.model_path)
     tokenizer = Tokenizer.load(folder)
-    engine = _engine(settings, tokenizer, clock=clock)
+    life = EngineLife(_engines(settings, tokenizer, clock=clock), limits=_life_limits(settings), clock=clock)
     try:
         async with _outbox(settings, clock=clock) as outbox:
-            worker = Worker(
-                engine, _identity(settings, tokenizer), limits=_limits(settings), journal=outbox, clock=clock
-            )
+            worker = Worker(life, _identity(settings, tokenizer), limits=_limits(settings), journal=outbox, clock=clock)
             relay = Relay(outbox, bootstrap=settings.kafka_bootstrap)
             yield _parts(worker, settings, relay=relay, clock=clock)
     finally:
-        await engine.stop()
+        await life.stop()
 
 
 def _parts(worker: Worker, settings: WorkerSettings, *, relay: Relay, clock: Clock) -> ServiceParts:
@@ -61,7 +60,7 @@ def _parts(worker: Worker, settings: WorkerSettings, *, relay: Relay, clock: Clo
         bindings=[Binding(add_WorkerServiceServicer_to_server, servicer, NAME)],
         access=ACCESS,
         authenticator=AssertionAuthenticator(secret, clock),
-        tasks=[worker.follow_engine, worker.follow_load, worker.watch_engine, relay.run, *(link.run for link in links)],
+        tasks=[worker.keep_engine, relay.run, *(link.run for link in links)],
         ready=worker.start,
         on_drain=drain,
         healthy=worker.healthy,
@@ -78,13 +77,14 @@ async def _outbox(settings: WorkerSettings, *, clock: Clock) -> AsyncIterator[Ou
         raise StartupError(str(error)) from None
 
 
-def _engine(settings: WorkerSettings, tokenizer: Tokenizer, *, clock: Clock) -> Engine:
+def _engines(settings: WorkerSettings, tokenizer: Tokenizer, *, clock: Clock) -> Callable[[], Engine]:
+    """Makes one engine after another, each of which starts once."""
     if settings.engine == "sim":
-        return SimEngine(_sim_settings(settings), tokenizer, clock=clock)
+        return lambda: SimEngine(_sim_settings(settings), tokenizer, clock=clock)
     # Not on top: the simulated engine runs where vLLM is not installed, and vLLM takes seconds to import.
     from services.worker.adapters.vllm.launch import vllm_engine  # noqa: PLC0415
 
-    return vllm_engine(settings, tokenizer, rates=_rates(settings))
+    return lambda: vllm_engine(settings, tokenizer, rates=_rates(settings))
 
 
 def _sim_settings(settings: WorkerSettings) -> SimSettings:
@@ -118,12 +118,21 @@ def _rates(settings: WorkerSettings) -> Rates:
 def _identity(settings: WorkerSettings, tokenizer: Tokenizer) -> WorkerIdentity:
     return WorkerIdentity(
         worker_id=settings.name,
-        epoch=new_id("epo"),
         endpoint=settings.endpoint,
         model=settings.model,
         tokenizer_revision=tokenizer.revision,
         device_kind=settings.device_kind,
         price_per_hour_nano=settings.price_per_hour_nano,
+    )
+
+
+def _life_limits(settings: WorkerSettings) -> LifeLimits:
+    return LifeLimits(
+        progress_s=settings.progress_s,
+        longest_step_s=settings.longest_step_s,
+        start_s=settings.engine_start_s,
+        longest_pause_s=settings.longest_restart_pause_s,
+        max_restarts=settings.max_restarts,
     )
 
 
@@ -135,7 +144,6 @@ def _limits(settings: WorkerSettings) -> WorkerLimits:
             max_pending_tokens=settings.max_pending_tokens,
         ),
         uplink=UplinkLimits(report_s=settings.report_interval_s),
-        progress_s=settings.progress_s,
         max_leases=settings.max_leases,
         max_remembered=settings.max_remembered,
         needs_scheduler=bool(settings.schedulers),

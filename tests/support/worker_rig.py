@@ -1,6 +1,7 @@
 """A worker over real gRPC, with a fake scheduler beside it."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from downstack.worker.v1 import worker_pb2
 from downstack.worker.v1.worker_pb2_grpc import WorkerServiceStub, add_WorkerServiceServicer_to_server
 
 from services.kit.clock import SystemClock
+from services.kit.errors import StartupError
 from services.kit.identity import AssertionAuthenticator, internal_metadata
 from services.kit.ids import new_id
 from services.kit.server import Binding, ServiceParts, serving
@@ -25,23 +27,24 @@ from services.worker.adapters.fake_scheduler import FakeScheduler
 from services.worker.adapters.memory_journal import MemoryJournal
 from services.worker.adapters.scheduler_link import SchedulerLink
 from services.worker.adapters.servicer import ACCESS, NAME, WorkerServicer
+from services.worker.app.engine_life import EngineLife, LifeLimits
 from services.worker.app.outlet import OutletLimits
+from services.worker.app.reports import WorkerIdentity
 from services.worker.app.uplink import UplinkLimits
-from services.worker.app.worker import Worker, WorkerIdentity, WorkerLimits
+from services.worker.app.worker import Worker, WorkerLimits
 from services.worker.ports import Engine
 
 SECRET = b"a secret of at least sixteen bytes"
-EPOCH = "epo_test"
 MODEL = "test-model"
 PRICE = Price(version="v1", currency="EUR", input_nano=100, cached_nano=10, output_nano=1000)
 LIMITS = WorkerLimits(
     outlet=OutletLimits(),
     uplink=UplinkLimits(),
-    progress_s=60.0,
     max_leases=256,
     max_remembered=1000,
     needs_scheduler=True,
 )
+LIFE = LifeLimits(progress_s=60.0)
 
 
 @dataclass
@@ -74,11 +77,16 @@ class Rig:
     """The worker, and what stands around it."""
 
     worker: Worker
-    engine: Engine
+    life: EngineLife
     stub: WorkerServiceStub
     scheduler: FakeScheduler
     journal: MemoryJournal
     address: str
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that runs now."""
+        return self.life.engine
 
     def metadata(self, service: str = "router") -> tuple[tuple[str, str], ...]:
         return internal_metadata(service, identity=None, secret=SECRET, now=SystemClock().now())
@@ -91,7 +99,7 @@ class Rig:
             attempt=1,
             tenant_id="7b1d9a52-6a1e-4c2e-9a55-0d1c3c1d9f10",
             worker_id="wkr-test",
-            worker_epoch=EPOCH,
+            worker_epoch=self.worker.epoch,
             model=MODEL,
             prompt_tokens=len(prompt),
             max_output_tokens=64,
@@ -141,20 +149,28 @@ class Rig:
 
 
 @asynccontextmanager
-async def worker_rig(engine: Engine, *, tokenizer_revision: str, limits: WorkerLimits = LIMITS) -> AsyncIterator[Rig]:
-    """A worker around an engine that has not started, or was started by an earlier rig."""
+async def worker_rig(
+    engine: Engine,
+    *,
+    tokenizer_revision: str,
+    limits: WorkerLimits = LIMITS,
+    life_limits: LifeLimits = LIFE,
+    restart: Callable[[], Engine] | None = None,
+) -> AsyncIterator[Rig]:
+    """A worker around an engine that has not started; `restart` makes the one that follows a lost one."""
+    engines = itertools.chain([engine], iter(restart or _no_engine, None))
     clock, scheduler, journal = SystemClock(), FakeScheduler(), MemoryJournal()
     async with scheduler_server(scheduler) as target:
         identity = WorkerIdentity(
             worker_id="wkr-test",
-            epoch=EPOCH,
             endpoint="127.0.0.1:1",
             model=MODEL,
             tokenizer_revision=tokenizer_revision,
             device_kind="cpu",
             price_per_hour_nano=1,
         )
-        worker = Worker(engine, identity, limits=limits, journal=journal, clock=clock)
+        life = EngineLife(engines.__next__, limits=life_limits, clock=clock)
+        worker = Worker(life, identity, limits=limits, journal=journal, clock=clock)
         link = SchedulerLink(worker, target, secret=SECRET, clock=clock)
         parts = ServiceParts(
             bindings=[
@@ -166,11 +182,15 @@ async def worker_rig(engine: Engine, *, tokenizer_revision: str, limits: WorkerL
         )
         settings = ServiceSettings(listen="127.0.0.1:0", metrics_listen="", service_secret=SECRET.decode(), drain_s=1)
         async with (
-            background(worker.follow_engine, worker.follow_load, worker.watch_engine, link.run),
+            background(worker.keep_engine, link.run),
             serving(parts, settings) as server,
             grpc.aio.insecure_channel(server.address) as channel,
         ):
-            yield Rig(worker, engine, WorkerServiceStub(channel), scheduler, journal, server.address)
+            yield Rig(worker, life, WorkerServiceStub(channel), scheduler, journal, server.address)
+
+
+def _no_engine() -> Engine:
+    raise StartupError("There is no other engine.")
 
 
 @asynccontextmanager

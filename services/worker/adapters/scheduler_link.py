@@ -50,9 +50,11 @@ class SchedulerLink:
                 await call.write(ConnectRequest(hello=self._worker.hello()))
                 async with asyncio.TaskGroup() as group:
                     sending = group.create_task(_send(call, uplink))
-                    await self._listen(call, uplink)
+                    listening = group.create_task(self._listen(call, uplink))
+                    await asyncio.wait([sending, listening], return_when=asyncio.FIRST_COMPLETED)
+                    why = "the engine is another one" if sending.done() else "the scheduler ended the stream"
                     sending.cancel()
-                why = "the scheduler ended the stream"
+                    listening.cancel()
             except* (grpc.aio.AioRpcError, asyncio.InvalidStateError) as failed:
                 why = _why(failed)
             finally:
@@ -83,8 +85,8 @@ class SchedulerLink:
 
 
 async def _send(call: Any, uplink: Uplink) -> None:
-    while True:
-        for message in await uplink.next_batch():
+    while messages := await uplink.next_batch():
+        for message in messages:
             await call.write(message)
 
 

@@ -35,6 +35,7 @@ class Stop(Enum):
     REVOKED = "revoked"
     TOO_SLOW = "too_slow"
     DRAINING = "draining"
+    ENGINE_LOST = "engine_lost"
 
 
 _FINISH_OF_STOP = {
@@ -43,6 +44,7 @@ _FINISH_OF_STOP = {
     Stop.REVOKED: FinishReason.FINISH_REASON_CANCELLED,
     Stop.TOO_SLOW: FinishReason.FINISH_REASON_CANCELLED,
     Stop.DRAINING: FinishReason.FINISH_REASON_ERROR,
+    Stop.ENGINE_LOST: FinishReason.FINISH_REASON_ERROR,
 }
 _ERROR_OF_STOP = {
     Stop.READER_GONE: (Reason.CLIENT_CANCELLED, "The caller has gone."),
@@ -50,6 +52,7 @@ _ERROR_OF_STOP = {
     Stop.REVOKED: (Reason.CLIENT_CANCELLED, "The lease was cancelled."),
     Stop.TOO_SLOW: (Reason.CLIENT_TOO_SLOW, "The answer was not read for too long."),
     Stop.DRAINING: (Reason.DRAINING, "This worker is leaving."),
+    Stop.ENGINE_LOST: (Reason.ENGINE_DEAD, "The engine was lost."),
 }
 _FINISH_OF_ENDING = {
     Ending.STOP: FinishReason.FINISH_REASON_STOP,
@@ -113,10 +116,14 @@ class LeaseRun:
 
     def stop(self, cause: Stop) -> None:
         """Ends the lease at once. The first cause counts; after the end it changes nothing."""
-        if self._stop is not None or (self._reading is not None and self._reading.done()):
+        if self._reading is not None and self._reading.done():
             return
-        self._stop = cause
-        self._aborting = asyncio.create_task(self._abort())
+        if self._stop is None:
+            self._stop = cause
+            self._aborting = asyncio.create_task(self._abort())
+        if cause is Stop.ENGINE_LOST and self._reading is not None:
+            # There is nothing left that could acknowledge an abort.
+            self._reading.cancel()
 
     async def run(self) -> None:
         """From the engine to the usage record. Never raises for what happens to the request."""

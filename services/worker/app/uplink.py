@@ -75,6 +75,7 @@ class Uplink:
         self._leases: dict[str, None] = {}
         self._snapshot_due = True
         self._draining_due = subject.draining
+        self._ended = False
         self._woken = asyncio.Event()
         self._repeated_at = 0.0
         self._batch_at = 0.0
@@ -112,12 +113,22 @@ class Uplink:
         self._draining_due = True
         self._woken.set()
 
+    def end(self) -> None:
+        """The worker has another engine now: what this connection began with is void."""
+        self._ended = True
+        self._woken.set()
+
     async def next_batch(self) -> list[ConnectRequest]:
-        """Waits for something to tell, at most the report interval, and returns it; the load always comes last."""
+        """Waits for something to tell, at most the report interval, and returns it; the load always comes last.
+
+        Nothing at all: the connection is to end.
+        """
         loop = asyncio.get_running_loop()
         # The next report is due an interval after the last one, not after the pause.
         await self._wait_for_wake(self._batch_at + self._report_s)
         await asyncio.sleep(self._batch_at + self._limits.pause_s - loop.time())
+        if self._ended:
+            return []
         self._woken.clear()
         self._batch_at = loop.time()
         return [*self._kv(), *self._lease_report(), *self._draining(), ConnectRequest(load=self._subject.load())]

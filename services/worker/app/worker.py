@@ -6,58 +6,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import structlog
-from downstack.scheduler.v1.scheduler_pb2 import (
-    Hello,
-    LeaseGrant,
-    LeasePhase,
-    LeaseState,
-    LoadReport,
-    Rates,
-    WorkerSpec,
-)
+from downstack.scheduler.v1.scheduler_pb2 import Hello, LeaseGrant, LeaseState, LoadReport, WorkerSpec
 
 from services.kit.clock import Clock
 from services.kit.errors import DownstackError, Reason
 from services.worker.app import metrics
-from services.worker.app.accounts import Accounts, Journal, token_usage
+from services.worker.app.accounts import Accounts, Journal
+from services.worker.app.engine_life import EngineLife
 from services.worker.app.lease_run import Desk, LeaseRun, Stop, Work
 from services.worker.app.outlet import OutletLimits
+from services.worker.app.reports import WorkerIdentity, grant_of, load_of, spec_of, state_of
 from services.worker.app.uplink import Uplink, UplinkLimits
-from services.worker.domain.leases import Counts, Grant, Lease, LeaseBook, Phase
-from services.worker.domain.mirror import Mirror, SnapshotPart
-from services.worker.domain.progress import Progress
+from services.worker.domain.leases import Counts, Lease, LeaseBook, Phase
+from services.worker.domain.mirror import SnapshotPart
 from services.worker.domain.sampling import Bounds
-from services.worker.ports import Engine
 
 _log = structlog.get_logger()
-_WATCH_S = 0.5
-# For the streams of a dead engine to end, and for the schedulers to hear of it.
+# For streams to end, and for the schedulers to hear of it.
 _LAST_WORDS_S = 2.0
-_PHASES = {
-    Phase.STARTED: LeasePhase.LEASE_PHASE_STARTED,
-    Phase.DECODING: LeasePhase.LEASE_PHASE_DECODING,
-    Phase.FINISHED: LeasePhase.LEASE_PHASE_FINISHED,
-}
-
-
-@dataclass(frozen=True)
-class WorkerIdentity:
-    """What a worker calls itself.
-
-    Attributes:
-        worker_id: Its name across restarts.
-        epoch: New at each start.
-        endpoint: Where callers reach it, host:port.
-        price_per_hour_nano: What an hour of it costs, in 1e-9 of the currency's unit.
-    """
-
-    worker_id: str
-    epoch: str
-    endpoint: str
-    model: str
-    tokenizer_revision: str
-    device_kind: str
-    price_per_hour_nano: int
 
 
 @dataclass(frozen=True)
@@ -65,7 +31,6 @@ class WorkerLimits:
     """What a worker bounds.
 
     Attributes:
-        progress_s: The longest that an engine with work may go without a step.
         max_leases: The most leases at once.
         max_remembered: The most used tickets, and unacknowledged ends, that are remembered.
         needs_scheduler: Whether the worker is ready only once a scheduler has welcomed it.
@@ -73,27 +38,25 @@ class WorkerLimits:
 
     outlet: OutletLimits
     uplink: UplinkLimits
-    progress_s: float
     max_leases: int
     max_remembered: int
     needs_scheduler: bool
 
 
 class Worker:
-    """Ties them together. `start`, then `follow_engine` and `watch_engine` as tasks for life."""
+    """Ties them together. `start`, then `keep_engine` as a task for life."""
 
     def __init__(
-        self, engine: Engine, identity: WorkerIdentity, *, limits: WorkerLimits, journal: Journal, clock: Clock
+        self, life: EngineLife, identity: WorkerIdentity, *, limits: WorkerLimits, journal: Journal, clock: Clock
     ) -> None:
-        self._engine = engine
+        self._life = life
         self._identity = identity
         self._limits = limits
         self._journal = journal
         self._clock = clock
-        self._mirror = Mirror()
         self._book = LeaseBook(
             worker_id=identity.worker_id,
-            epoch=identity.epoch,
+            epoch=life.epoch,
             model=identity.model,
             max_running=limits.max_leases,
             max_remembered=limits.max_remembered,
@@ -101,14 +64,14 @@ class Worker:
         self._grants: dict[str, LeaseGrant] = {}
         self._runs: dict[str, tuple[LeaseRun, asyncio.Task[None]]] = {}
         self._uplinks: set[Uplink] = set()
-        self._progress = Progress(timeout_s=limits.progress_s)
         self._started = asyncio.Event()
         self._welcomed = asyncio.Event()
+        self._acknowledged = asyncio.Event()
         self._draining = False
 
     @property
     def epoch(self) -> str:
-        return self._identity.epoch
+        return self._life.epoch
 
     @property
     def worker_id(self) -> str:
@@ -120,12 +83,11 @@ class Worker:
 
     @property
     def kv_blocks_resident(self) -> int:
-        return len(self._mirror)
+        return len(self._life.mirror)
 
     async def start(self) -> None:
         """Starts the engine; returns when it can serve, and a scheduler knows of it."""
-        await self._engine.start()
-        self._progress.observe(steps=-1, unfinished=0, now=self._clock.monotonic())
+        await self._life.start()
         self._started.set()
         if self._limits.needs_scheduler:
             await self._welcomed.wait()
@@ -136,50 +98,62 @@ class Worker:
 
     def healthy(self) -> bool:
         """Whether the engine is alive and makes progress."""
-        now = self._clock.monotonic()
-        return self._started.is_set() and not self._engine.dead and self._progress.healthy(now=now)
+        return self._life.healthy
 
-    async def follow_engine(self) -> None:
-        """Keeps the mirror, and tells the schedulers of its changes. For life."""
+    async def keep_engine(self) -> None:
+        """Follows the engine, and puts another one in its place when it is lost. For life.
+
+        Raises:
+            DownstackError: ENGINE_DEAD, where no other one can be started. The process ends, and whoever supervises it
+                decides.
+        """
         await self._started.wait()
-        async for changes in self._engine.kv_events():
-            delta = self._mirror.apply(changes)
-            metrics.KV_RESIDENT.set(len(self._mirror))
+        while True:
+            async with asyncio.TaskGroup() as group:
+                following = [group.create_task(self._follow_cache()), group.create_task(self._follow_load())]
+                why = await self._life.until_lost()
+                for task in following:
+                    task.cancel()
+            await self._end_all(why)
+            await self._life.renew()
+            self._book.renew(self._life.epoch)
+            for uplink in self._uplinks:
+                uplink.end()
+            _log.info("engine_restarted", epoch=self._life.epoch)
+
+    async def _follow_cache(self) -> None:
+        """Keeps the mirror, and tells the schedulers of its changes."""
+        mirror = self._life.mirror
+        async for changes in self._life.engine.kv_events():
+            delta = mirror.apply(changes)
+            metrics.KV_RESIDENT.set(len(mirror))
             if delta is not None:
                 for uplink in self._uplinks:
                     uplink.add_delta(delta)
 
-    async def follow_load(self) -> None:
-        """Tells the schedulers of each change of the load. For life."""
-        await self._started.wait()
+    async def _follow_load(self) -> None:
+        """Tells the schedulers of each change of the load."""
         while True:
-            await self._engine.changed()
+            await self._life.engine.changed()
             for uplink in self._uplinks:
                 uplink.load_changed()
 
-    async def watch_engine(self) -> None:
-        """Notices an engine that hangs or has died; ends with an error if it has died.
-
-        Raises:
-            DownstackError: ENGINE_DEAD, after streams and schedulers were told. The process ends, and whoever
-                supervises it starts it anew: nothing of a dead engine is worth keeping.
-        """
-        await self._started.wait()
-        while not self._engine.dead:
-            stats = self._engine.stats()
-            self._progress.observe(steps=stats.steps, unfinished=stats.unfinished, now=self._clock.monotonic())
-            metrics.RUNNING.set(stats.running)
-            metrics.WAITING.set(stats.waiting)
-            metrics.KV_USAGE.set(stats.kv_usage)
-            await asyncio.sleep(_WATCH_S)
-        _log.critical("engine_died", leases=len(self._runs))
+    async def _end_all(self, why: str) -> None:
+        """Ends every lease of a lost engine; returns when the schedulers know, or after a moment."""
+        _log.critical("engine_lost", why=why, leases=len(self._runs))
         for uplink in self._uplinks:
             uplink.load_changed()
         tasks = [task for _, task in self._runs.values()]
-        await asyncio.sleep(self._limits.uplink.pause_s * 2)
+        self.cancel(list(self._runs), cause=Stop.ENGINE_LOST)
         if tasks:
             await asyncio.wait(tasks, timeout=_LAST_WORDS_S)
-        raise DownstackError(Reason.ENGINE_DEAD, "The engine has died.")
+        try:
+            async with asyncio.timeout(_LAST_WORDS_S):
+                while self._uplinks and self._book.unacknowledged:
+                    self._acknowledged.clear()
+                    await self._acknowledged.wait()
+        except TimeoutError:
+            return  # they are told again until they are acknowledged
 
     def check_open(self) -> None:
         """Raises DownstackError where no lease can begin: DRAINING, ENGINE_DEAD, JOURNAL_FULL."""
@@ -191,16 +165,17 @@ class Worker:
 
     def bounds(self, grant: LeaseGrant) -> Bounds:
         """What engine and ticket allow."""
-        spec = self._engine.spec
+        spec = self._life.engine.spec
         return Bounds(spec.context_tokens, spec.vocab_size, grant.max_output_tokens)
 
     def begin(self, work: Work) -> LeaseRun:
         """Starts a lease. Raises DownstackError as LeaseBook.admit does."""
         grant = work.grant
-        lease = self._book.admit(_grant(grant), now=self._clock.now(), prompt_tokens=len(work.prompt))
-        spec = self._engine.spec
-        accounts = Accounts(self._journal, worker_id=self.worker_id, engine=f"{spec.engine} {spec.engine_version}")
-        run = LeaseRun(work, Desk(self._engine, accounts, self._clock, self._limits.outlet, self._advance))
+        lease = self._book.admit(grant_of(grant), now=self._clock.now(), prompt_tokens=len(work.prompt))
+        engine = self._life.engine
+        name = f"{engine.spec.engine} {engine.spec.engine_version}"
+        accounts = Accounts(self._journal, worker_id=self.worker_id, engine=name)
+        run = LeaseRun(work, Desk(engine, accounts, self._clock, self._limits.outlet, self._advance))
         self._grants[grant.lease_id] = grant
         self._tell_lease(lease)
         task = asyncio.create_task(run.run(), name=f"lease {grant.lease_id}")
@@ -218,6 +193,7 @@ class Worker:
     def acknowledge(self, lease_ids: Sequence[str]) -> None:
         """A scheduler knows of these ends."""
         self._book.acknowledge(lease_ids)
+        self._acknowledged.set()
 
     def begin_drain(self) -> None:
         """Takes no more leases, and says so."""
@@ -256,51 +232,24 @@ class Worker:
 
     def hello(self) -> Hello:
         identity = self._identity
-        leases = self.lease_states(list(self._book.running))
         return Hello(
             worker_id=identity.worker_id,
-            epoch=identity.epoch,
+            epoch=self.epoch,
             endpoint=identity.endpoint,
             spec=self.spec(),
-            leases=leases,
+            leases=self.running_leases(),
         )
 
     def spec(self) -> WorkerSpec:
         """What this worker is."""
-        engine, identity = self._engine.spec, self._identity
-        return WorkerSpec(
-            model=identity.model,
-            tokenizer_revision=identity.tokenizer_revision,
-            context_tokens=engine.context_tokens,
-            block_size=engine.block_size,
-            kv_blocks=engine.kv_blocks,
-            max_num_seqs=engine.max_num_seqs,
-            max_num_batched_tokens=engine.max_num_batched_tokens,
-            engine=engine.engine,
-            engine_version=engine.engine_version,
-            device_kind=identity.device_kind,
-            price_per_hour_nano=identity.price_per_hour_nano,
-            rates=self._rates(),
-            kv_events=True,
-        )
+        return spec_of(self._identity, self._life.engine)
 
     def load(self) -> LoadReport:
         """How busy it is."""
-        stats = self._engine.stats()
-        return LoadReport(
-            running_requests=stats.running,
-            waiting_requests=stats.waiting,
-            kv_usage=stats.kv_usage,
-            steps=stats.steps,
-            generated_tokens=stats.generated_tokens,
-            serving=self.healthy(),
-            rates=self._rates(),
-            prefix_queries=stats.prefix_queries,
-            prefix_hits=stats.prefix_hits,
-        )
+        return load_of(self._life.engine, serving=self.healthy())
 
     def snapshot(self, part_size: int) -> Sequence[SnapshotPart]:
-        return self._mirror.snapshot(part_size)
+        return self._life.mirror.snapshot(part_size)
 
     def lease_states(self, lease_ids: Iterable[str]) -> list[LeaseState]:
         """The states of leases that run, or have ended and were not acknowledged."""
@@ -325,31 +274,4 @@ class Worker:
             uplink.lease_changed(lease.lease_id)
 
     def _state(self, lease: Lease) -> LeaseState:
-        grant = self._grants.get(lease.lease_id)
-        return LeaseState(
-            lease_id=lease.lease_id, phase=_PHASES[lease.phase], usage=token_usage(lease.counts), grant=grant
-        )
-
-    def _rates(self) -> Rates:
-        rates = self._engine.rates()
-        return Rates(
-            prefill_base_ms=rates.prefill_base_ms,
-            prefill_ms_per_token=rates.prefill_ms_per_token,
-            decode_base_ms=rates.decode_base_ms,
-            decode_ms_per_request=rates.decode_ms_per_request,
-            prefill_ms_per_pair=rates.prefill_ms_per_pair,
-            decode_ms_per_context_token=rates.decode_ms_per_context_token,
-        )
-
-
-def _grant(grant: LeaseGrant) -> Grant:
-    return Grant(
-        lease_id=grant.lease_id,
-        worker_id=grant.worker_id,
-        worker_epoch=grant.worker_epoch,
-        model=grant.model,
-        adapter=grant.adapter,
-        prompt_tokens=grant.prompt_tokens,
-        max_output_tokens=grant.max_output_tokens,
-        expires_at=grant.expires_at.ToNanoseconds() / 1e9,
-    )
+        return state_of(lease, self._grants.get(lease.lease_id))

@@ -49,7 +49,7 @@ class Lease:
 
 
 class LeaseBook:
-    """Every lease of one start of one worker."""
+    """Every lease of one worker. A ticket is good for one epoch; leases and their ends outlive it."""
 
     def __init__(self, *, worker_id: str, epoch: str, model: str, max_running: int, max_remembered: int) -> None:
         self._worker_id = worker_id
@@ -61,6 +61,10 @@ class LeaseBook:
         self._unacknowledged: dict[str, Lease] = {}
         # Lease ids that were used, until their tickets expire anyway; about in the order of expiry.
         self._used: dict[str, float] = {}
+
+    def renew(self, epoch: str) -> None:
+        """Another engine serves from now on: tickets of the epoch before start nothing any more."""
+        self._epoch = epoch
 
     @property
     def running(self) -> Mapping[str, Lease]:
@@ -76,7 +80,7 @@ class LeaseBook:
         """Starts the lease of a ticket.
 
         Raises:
-            DownstackError: TICKET_INVALID (of another worker, model or prompt), STALE_EPOCH (of an earlier start),
+            DownstackError: TICKET_INVALID (of another worker, model or prompt), STALE_EPOCH (of an earlier engine),
                 TICKET_EXPIRED, TICKET_USED, UNSUPPORTED_FEATURE (an adapter), OVERLOADED (too many leases).
         """
         self._forget_expired(now)
@@ -120,7 +124,7 @@ class LeaseBook:
         if grant.worker_id != self._worker_id:
             raise DownstackError(Reason.TICKET_INVALID, "The ticket is for another worker.")
         if grant.worker_epoch != self._epoch:
-            raise DownstackError(Reason.STALE_EPOCH, "The ticket is for an earlier start of this worker.")
+            raise DownstackError(Reason.STALE_EPOCH, "The ticket is for an earlier engine of this worker.")
         if grant.model != self._model:
             raise DownstackError(Reason.TICKET_INVALID, "The ticket is for another model.")
         if grant.adapter:

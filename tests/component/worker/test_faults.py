@@ -1,6 +1,5 @@
 """What happens when something around a lease breaks."""
 
-import asyncio
 from dataclasses import replace
 
 import grpc
@@ -8,7 +7,7 @@ import pytest
 from downstack.types.v1.chat_pb2 import SamplingParams
 from downstack.types.v1.usage_pb2 import FinishReason
 
-from services.kit.errors import DownstackError, Reason, StartupError
+from services.kit.errors import Reason, StartupError
 from services.kit.models import Tokenizer
 from services.kit.status import error_from_rpc
 from services.worker.adapters.sim.engine import SimEngine, SimSettings
@@ -16,57 +15,6 @@ from services.worker.app.outlet import OutletLimits
 from tests.support.worker_rig import LIMITS, MODEL, Rig, worker_rig
 
 LONG = SamplingParams(ignore_eos=True)
-
-
-async def test_a_dead_engine_ends_its_streams_and_the_worker(rig: Rig, sim: SimEngine) -> None:
-    """Streams end with UNAVAILABLE, new calls too, the scheduler hears serving=false, and the process will end."""
-    watching = asyncio.create_task(rig.worker.watch_engine())
-    grant = rig.grant([4] * 20, max_output_tokens=400)
-    frames = aiter(rig.stub.Generate(rig.request([4] * 20, LONG, grant=grant)))
-    await anext(frames)
-    await anext(frames)
-    sim.crash()
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        async for _ in frames:
-            pass
-    assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
-    assert error_from_rpc(caught.value).reason == Reason.ENGINE_DEAD
-    record = rig.usage(grant.lease_id)
-    assert record.finish_reason == FinishReason.FINISH_REASON_ERROR
-    assert record.usage.output_total >= 1
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await rig.generate([4] * 20)
-    assert error_from_rpc(caught.value).reason == Reason.ENGINE_DEAD
-    with pytest.raises(DownstackError):
-        await watching
-    assert not rig.scheduler.loads[-1].serving
-    assert not rig.worker.healthy()
-
-
-async def test_an_engine_that_hangs_is_unhealthy(sim: SimEngine, tokenizer: Tokenizer) -> None:
-    """Work and no steps: the scheduler is told, and new calls are refused; with steps again it recovers."""
-    stuck, go = asyncio.Event(), asyncio.Event()
-
-    async def sleep(seconds: float) -> None:
-        if stuck.is_set():
-            await go.wait()
-        await asyncio.sleep(seconds)
-
-    sim._sleep = sleep
-    limits = replace(LIMITS, progress_s=0.3)
-    async with worker_rig(sim, tokenizer_revision=tokenizer.revision, limits=limits) as rig:
-        frames = aiter(rig.stub.Generate(rig.request([4] * 20, LONG, max_output_tokens=60)))
-        await anext(frames)
-        stuck.set()
-        await rig.scheduler.until(lambda seen: seen.loads and not seen.loads[-1].serving)
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await rig.generate([5] * 20)
-        assert error_from_rpc(caught.value).reason == Reason.ENGINE_DEAD
-        stuck.clear()
-        go.set()
-        assert [frame async for frame in frames][-1].WhichOneof("frame") == "finished"
-        await rig.scheduler.until(lambda seen: seen.loads[-1].serving)
-    await sim.stop()
 
 
 async def test_a_full_journal_refuses_new_work_and_holds_finished_back(rig: Rig) -> None:

@@ -16,7 +16,7 @@ from services.kit.status import error_from_rpc
 from services.worker.adapters.fake_scheduler import FakeScheduler
 from services.worker.adapters.scheduler_link import SchedulerLink
 from services.worker.adapters.sim.engine import SimEngine
-from tests.support.worker_rig import EPOCH, LIMITS, MODEL, SECRET, Rig, background, scheduler_server, worker_rig
+from tests.support.worker_rig import LIMITS, MODEL, SECRET, Rig, background, scheduler_server, worker_rig
 
 LONG = SamplingParams(ignore_eos=True)
 
@@ -30,7 +30,7 @@ async def test_hello_says_what_the_worker_is(rig: Rig, tokenizer: Tokenizer) -> 
     """The scheduler's picture is the worker's own status."""
     status = await rig.stub.GetStatus(GetStatusRequest(), metadata=rig.metadata())
     hello = rig.scheduler.hellos[0]
-    assert (hello.worker_id, hello.epoch, hello.spec) == ("wkr-test", EPOCH, status.spec)
+    assert (hello.worker_id, hello.epoch, hello.spec) == ("wkr-test", status.epoch, status.spec)
     assert hello.spec.tokenizer_revision == tokenizer.revision
     assert hello.spec.engine == "sim"
     assert status.load.serving

@@ -1,10 +1,9 @@
-"""Stop strings, rates, progress."""
+"""Stop strings and rates."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.worker.domain.progress import Progress
 from services.worker.domain.rates import RateEstimate, Rates
 from services.worker.domain.stops import StopMatcher
 
@@ -54,16 +53,3 @@ def test_rates_are_never_negative(seen: list[tuple[int, float]]) -> None:
     rates = estimate.current()
     assert rates.decode_base_ms >= 0
     assert rates.decode_ms_per_request >= 0
-
-
-def test_an_engine_with_work_and_no_steps_is_unhealthy_after_the_timeout() -> None:
-    """An idle engine is healthy however long it idles; one that moves again is healthy again."""
-    progress = Progress(timeout_s=5.0)
-    progress.observe(steps=1, unfinished=0, now=100.0)
-    progress.observe(steps=1, unfinished=0, now=900.0)
-    assert progress.healthy(now=904.0)
-    for now in (901.0, 903.0, 906.0):
-        progress.observe(steps=1, unfinished=2, now=now)
-    assert not progress.healthy(now=906.0)
-    progress.observe(steps=2, unfinished=2, now=907.0)
-    assert progress.healthy(now=907.0)
