@@ -31,7 +31,10 @@ class SchedulerSettings(ServiceSettings, PostgresSettings, EventSettings, Accoun
     """Names this scheduler in decisions and events. Empty: a new name at each start."""
 
     policy: str = "worth"
-    """How a worker is chosen: worth, random, round-robin or least-loaded."""
+    """How a worker is chosen. Policies of other systems are there to compare with; docs/placement.md names all."""
+
+    weights: Mapping[str, Mapping[str, float]] = Field(default_factory=dict)
+    """Weights of policies that differ from their defaults, as JSON: {"POLICY": {"WEIGHT": 1.0}}."""
 
     value: float = Field(default=1.0, ge=0)
     """What a perfect answer is worth where the request does not say, in currency units."""

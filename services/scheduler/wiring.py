@@ -34,7 +34,7 @@ from services.scheduler.adapters.timeline import Timeline
 from services.scheduler.app import Scheduler, ShellLimits
 from services.scheduler.domain.brain import Brain
 from services.scheduler.domain.cost import DEFAULT_OBJECTIVES
-from services.scheduler.domain.policies.registry import policies
+from services.scheduler.domain.policies.registry import UnknownWeightError, policies
 from services.scheduler.domain.prices import PriceList
 from services.scheduler.domain.reconcile import Patience, standing_of
 from services.scheduler.domain.request import Price
@@ -120,8 +120,11 @@ async def wire(settings: SchedulerSettings) -> AsyncIterator[ServiceParts]:
 
 
 def make_brain(settings: SchedulerSettings, clock: Clock) -> Brain:
-    """The brain that the settings describe. Raises StartupError for a policy that there is not."""
-    known = policies(DEFAULT_OBJECTIVES, value=settings.value)
+    """The brain that the settings describe. Raises StartupError for a policy or a weight that there is not."""
+    try:
+        known = policies(DEFAULT_OBJECTIVES, value=settings.value, weights=settings.weights)
+    except UnknownWeightError as error:
+        raise StartupError(str(error)) from error
     make = known.get(settings.policy)
     if make is None:
         raise StartupError(f"there is no policy {settings.policy!r}; there are {', '.join(sorted(known))}")

@@ -70,13 +70,19 @@ def cached_tokens(columns: Columns, offer: Offer, blocks: Floats) -> Floats:
     return saved
 
 
+def prefill_ms(columns: Columns, *, prompt: Floats | int, cached: Floats) -> Floats:
+    """The time to compute the uncached rest of a prompt on each worker."""
+    uncached = prompt - cached
+    pairs = uncached * (prompt + cached) / 2
+    return columns.prefill_base_ms + uncached * columns.prefill_ms_per_token + pairs * columns.prefill_ms_per_pair
+
+
 def estimate(
     columns: Columns, offer: Offer, *, cached: Floats, output: int, price: Price, reported_since: float
 ) -> Estimate:
     """Predict a placement on each worker. Reports from before `reported_since` (s) widen the wait by their age."""
     uncached = offer.prompt_tokens - cached
-    pairs = uncached * (offer.prompt_tokens + cached) / 2
-    prefill = columns.prefill_base_ms + uncached * columns.prefill_ms_per_token + pairs * columns.prefill_ms_per_pair
+    prefill = prefill_ms(columns, prompt=offer.prompt_tokens, cached=cached)
     stale_ms = 1000 * np.maximum(0.0, reported_since - columns.reported_at)
     ttft = columns.backlog_ms + columns.queue_ms_per_token * output + stale_ms + prefill
     step = columns.step_ms + (offer.prompt_tokens + output / 2) * columns.decode_ms_per_context_token

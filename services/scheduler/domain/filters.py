@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from services.scheduler.domain.grammar import Filter, Group
+from services.scheduler.domain.grammar import Binding, Filter, Group
 from services.scheduler.domain.request import Request
 from services.scheduler.domain.roster import NANO, Bools, Columns, without
 
@@ -69,6 +69,7 @@ class Capacity:
         return fits | idle
 
 
-def required(*, look_ahead: int) -> tuple[Filter, ...]:
-    """The filters of every policy, in the order in which they name the reason."""
-    return (Ready(), NotTried(), Context(), Bounds(), Capacity(look_ahead=look_ahead))
+def required(binding: Binding, *, look_ahead: int) -> tuple[Filter, ...]:
+    """The filters of every policy of that binding, in the order in which they name the reason."""
+    always = (Ready(), NotTried(), Context(), Bounds())
+    return (*always, Capacity(look_ahead=look_ahead)) if binding is Binding.LATE else always

@@ -1,10 +1,12 @@
 """The grammar of placement: filters exclude, scorers rate, a picker chooses. A policy is a sentence of these.
 
-A sentence is about columns: each word looks at all workers of an offered model at once.
+A sentence is about columns: each word looks at all workers of an offered model at once. What a policy remembers of its
+own placements, its picker learns when it picks: what is picked is placed.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -39,6 +41,8 @@ class Group:
     cached_tokens: Floats
     output_tokens: int
     estimate: Estimate
+    admitted: Bools
+    """The rows that no filter has excluded so far."""
 
     def __len__(self) -> int:
         return len(self.cached_tokens)
@@ -74,8 +78,18 @@ class Scorer(Protocol):
 class Slate:
     """All candidates of a request: the rows of its groups, one group after the other."""
 
-    def __init__(self, groups: Sequence[Group], verdicts: Sequence[Verdicts], names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        request: Request,
+        groups: Sequence[Group],
+        verdicts: Sequence[Verdicts],
+        names: Sequence[str],
+        *,
+        now: float,
+    ) -> None:
         """`verdicts` number, for each row of each group, the filter of `names` that excluded it; 0 for none."""
+        self.request = request
+        self.now = now
         self._groups = groups
         self._names = ("", *names)
         self._verdicts = _joined(verdicts) if groups else np.zeros(0, np.int8)
@@ -90,10 +104,10 @@ class Slate:
         """The filters that excluded somebody."""
         return frozenset(self._names[number] for number in set(self._verdicts.tolist()) if number)
 
-    def rank(self, weighted: Sequence["Weighted"], request: Request, now: float) -> None:
+    def rank(self, weighted: Sequence["Weighted"]) -> None:
         """Score every row."""
         for part in weighted:
-            found = _joined([part.scorer.score(group, request, now) for group in self._groups])
+            found = _joined([part.scorer.score(group, self.request, self.now) for group in self._groups])
             self.scores = self.scores + part.weight * found
 
     def place(self, row: int) -> tuple[Group, Worker]:
@@ -157,11 +171,21 @@ class Weighted:
     weight: float = 1.0
 
 
+class Binding(Enum):
+    """When a request is bound to a worker."""
+
+    LATE = "late"
+    """When a worker has room for it; until then it waits in the scheduler, where the order can still change."""
+    AT_ONCE = "at once"
+    """When it arrives; what its worker cannot run yet, waits in that worker's engine."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """A named way to choose. `filters` come after those that every policy keeps to."""
 
     name: str
+    binding: Binding = Binding.LATE
     filters: tuple[Filter, ...] = ()
     scorers: tuple[Weighted, ...] = ()
     picker: Picker
@@ -174,3 +198,10 @@ class BestScore:
         scores = slate.scores[slate.passed]
         best = slate.passed[scores == scores.max()]
         return int(best[int(chance.random() * len(best))])
+
+
+class FirstBest:
+    """Picks the highest score, and of equals the first."""
+
+    def pick(self, slate: Slate, _chance: Chance, /) -> int:
+        return int(slate.passed[int(slate.scores[slate.passed].argmax())])

@@ -10,7 +10,7 @@ from services.scheduler.domain.board import Board
 from services.scheduler.domain.cost import cached_tokens, estimate
 from services.scheduler.domain.filters import has_place, required
 from services.scheduler.domain.fleet import Fleet
-from services.scheduler.domain.grammar import Chance, Group, Policy, Slate, Verdicts
+from services.scheduler.domain.grammar import Binding, Chance, Group, Policy, Slate, Verdicts
 from services.scheduler.domain.index import BlockIndex
 from services.scheduler.domain.leases import LeaseBook
 from services.scheduler.domain.lengths import OutputLengths
@@ -32,7 +32,7 @@ class View:
 
 
 class Placement:
-    """Evaluates the fleet for a request, and chooses by the policy. Changes nothing."""
+    """Evaluates the fleet for a request, and chooses by the policy. Changes nothing but what the policy remembers."""
 
     def __init__(self, view: View, *, policy: Policy, prices: PriceList, limits: Limits, chance: Chance) -> None:
         self._view = view
@@ -40,7 +40,7 @@ class Placement:
         self._prices = prices
         self._limits = limits
         self._chance = chance
-        self._filters = (*required(look_ahead=limits.look_ahead), *policy.filters)
+        self._filters = (*required(policy.binding, look_ahead=limits.look_ahead), *policy.filters)
         self._filter_names = tuple(each.name for each in self._filters)
 
     @property
@@ -50,9 +50,9 @@ class Placement:
     def evaluate(self, request: Request, *, now: float) -> Slate:
         """Every worker of every offered model, with what filtered it or its score."""
         groups = [group for offer in request.offers if (group := self._group(request, offer, now)) is not None]
-        slate = Slate(groups, [self._judge(group, request) for group in groups], self._filter_names)
+        slate = Slate(request, groups, [self._judge(group, request) for group in groups], self._filter_names, now=now)
         if len(slate.passed):
-            slate.rank(self._policy.scorers, request, now)
+            slate.rank(self._policy.scorers)
         return slate
 
     def choose(self, slate: Slate) -> int | None:
@@ -66,7 +66,9 @@ class Placement:
     def _has_room(self, model: str, excluded: frozenset[str]) -> bool:
         roster = self._view.board.roster(model)
         columns = roster.columns
-        free = (columns.ready > 0) & has_place(columns, look_ahead=self._limits.look_ahead)
+        free = columns.ready > 0
+        if self._policy.binding is Binding.LATE:
+            free &= has_place(columns, look_ahead=self._limits.look_ahead)
         if excluded:
             free &= without(roster.rows, excluded, count=len(roster))
         return bool(free.any())
@@ -94,6 +96,7 @@ class Placement:
             cached_tokens=cached,
             output_tokens=output,
             estimate=predicted,
+            admitted=np.ones(len(roster), np.bool_),
         )
 
     def _judge(self, group: Group, request: Request) -> Verdicts:
@@ -101,7 +104,8 @@ class Placement:
         for number, each in enumerate(self._filters, start=1):
             admitted = each.admits(group, request)
             if not (admitted if isinstance(admitted, bool) else admitted.all()):
-                verdicts[(verdicts == 0) & np.logical_not(admitted)] = number
+                verdicts[group.admitted & np.logical_not(admitted)] = number
+                group.admitted &= admitted
         return verdicts
 
 

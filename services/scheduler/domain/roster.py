@@ -33,8 +33,16 @@ class Figures(NamedTuple, Generic[T]):
     block_size: T
     prompt_room: T
     """Tokens of the longest prompt that it can take, and one."""
+    kv_tokens: T
+    """Tokens that its KV cache holds when full."""
     kv_room: T
     """Tokens for which its KV cache has room beyond those of the leases."""
+    kv_usage: T
+    """The used share of its KV cache as it reported it."""
+    waiting: T
+    """Requests that wait in its engine as it reported them."""
+    prefill_tokens: T
+    """Prompt tokens of its leases that are still to be computed."""
     backlog_ms: T
     """Time for the prompts before the next one."""
     queue_ms_per_token: T
@@ -76,7 +84,11 @@ def figures_of(worker: Worker, held: Occupancy, *, number: int) -> Figures[float
         max_num_seqs=spec.max_num_seqs,
         block_size=spec.block_size,
         prompt_room=min(spec.context_tokens, spec.kv_tokens),
+        kv_tokens=spec.kv_tokens,
         kv_room=spec.kv_tokens - held.kv_tokens,
+        kv_usage=worker.load.kv_usage,
+        waiting=worker.load.waiting_requests,
+        prefill_tokens=held.prefill_tokens,
         backlog_ms=_backlog_ms(rates, held),
         queue_ms_per_token=beyond * step_ms / spec.max_num_seqs,
         prefill_base_ms=rates.prefill_base_ms,

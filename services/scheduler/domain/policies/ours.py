@@ -24,4 +24,5 @@ class Worth:
 
 
 def ours(objectives: Mapping[Priority, Objectives], *, value: float) -> Policy:
-    return Policy(name="worth/1", scorers=(Weighted(scorer=Worth(objectives, value)),), picker=BestScore())
+    scorer = Worth(objectives, value)
+    return Policy(name="worth/1", scorers=(Weighted(scorer=scorer),), picker=BestScore())
