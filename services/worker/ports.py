@@ -12,7 +12,11 @@ from services.worker.domain.sampling import Sampling
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
-    """What an engine is, known once it has started."""
+    """What an engine is, known once it has started.
+
+    Attributes:
+        kv_events: Whether it reports the changes of its KV cache.
+    """
 
     engine: str
     engine_version: str
@@ -22,6 +26,7 @@ class EngineSpec:
     kv_blocks: int
     max_num_seqs: int
     max_num_batched_tokens: int
+    kv_events: bool = True
 
 
 class Ending(StrEnum):

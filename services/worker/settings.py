@@ -26,8 +26,27 @@ class WorkerSettings(ServiceSettings, EventSettings):
     worker_id: str = Field(default="", max_length=64, pattern=r"^[A-Za-z0-9._:-]*$")
     """The worker's name across restarts. Empty: `wkr-` and the advertised port."""
 
-    engine: Literal["vllm", "sim"] = "sim"
-    """The engine."""
+    engine: Literal["vllm", "sim", "remote"] = "sim"
+    """The engine. `remote` is a server elsewhere that speaks vLLM's own gRPC contract."""
+
+    remote_target: OptionalAddress = ""
+    """Remote engine: where the server is, HOST:PORT."""
+
+    remote_wait_s: float = Field(default=60.0, ge=0)
+    """Remote engine: how long a start waits for a server that does not answer or is not healthy yet."""
+
+    remote_assertion: bool = False
+    """Remote engine: whether calls carry this worker's assertion, which is for a server of Downstack's only."""
+
+    vllm_contract: Literal["off", "service", "open"] = "off"
+    """Whether the service `vllm.grpc.engine.VllmEngine` is served, for gateways that know no tickets.
+
+    `service`: to whoever carries the assertion of a service, or of a caller with the scope `generate`. `open`: to
+    everybody who reaches the port.
+    """
+
+    vllm_contract_tenant: str = Field(default="", max_length=64)
+    """The tenant that requests by that service are accounted to where the caller names none. `open` needs one."""
 
     model: str = Field(default="sim-small", min_length=1)
     """The model's name, as callers and the router say it."""
@@ -144,7 +163,11 @@ class WorkerSettings(ServiceSettings, EventSettings):
         return self.worker_id or f"wkr-{self.endpoint.rpartition(':')[2]}"
 
     @model_validator(mode="after")
-    def _check_port(self) -> "WorkerSettings":
+    def _check_combinations(self) -> "WorkerSettings":
+        if self.engine == "remote" and not self.remote_target:
+            raise ValueError("remote_target: is required by the engine `remote`")
+        if self.vllm_contract == "open" and not self.vllm_contract_tenant:
+            raise ValueError("vllm_contract_tenant: is required where `vllm_contract` is `open`")
         if self.endpoint.endswith(":0"):
             raise ValueError("advertise: is required where `listen` takes a free port")
         return self

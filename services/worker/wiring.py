@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from downstack.smg.vllm_engine_pb2_grpc import add_VllmEngineServicer_to_server
 from downstack.worker.v1.worker_pb2_grpc import add_WorkerServiceServicer_to_server
 
 from services.kit.clock import Clock, SystemClock
@@ -10,12 +11,16 @@ from services.kit.errors import StartupError
 from services.kit.events.journal import JournalError
 from services.kit.events.outbox import Outbox
 from services.kit.events.relay import Relay
-from services.kit.identity import AssertionAuthenticator
+from services.kit.identity import AssertionAuthenticator, internal_metadata
 from services.kit.models import Tokenizer, model_folder
 from services.kit.run import Binding, ServiceParts
+from services.worker.adapters.remote.engine import RemoteEngine, RemoteSettings
+from services.worker.adapters.remote.server import Metadata
 from services.worker.adapters.scheduler_link import SchedulerLink
 from services.worker.adapters.servicer import ACCESS, NAME, WorkerServicer
 from services.worker.adapters.sim.engine import SimEngine, SimSettings
+from services.worker.adapters.vllm_contract import servicer as vllm_contract
+from services.worker.adapters.vllm_contract.model import ModelFiles
 from services.worker.app.engine_life import EngineLife, LifeLimits
 from services.worker.app.outlet import OutletLimits
 from services.worker.app.reports import WorkerIdentity
@@ -41,7 +46,10 @@ async def wire(settings: WorkerSettings) -> AsyncIterator[ServiceParts]:
         async with _outbox(settings, clock=clock) as outbox:
             worker = Worker(life, _identity(settings, tokenizer), limits=_limits(settings), journal=outbox, clock=clock)
             relay = Relay(outbox, bootstrap=settings.kafka_bootstrap)
-            yield _parts(worker, settings, relay=relay, clock=clock)
+            parts = _parts(worker, settings, relay=relay, clock=clock)
+            if settings.vllm_contract != "off":
+                _add_contract(parts, worker, settings, ModelFiles.read(settings.model_path, tokenizer), clock=clock)
+            yield parts
     finally:
         await life.stop()
 
@@ -67,6 +75,18 @@ def _parts(worker: Worker, settings: WorkerSettings, *, relay: Relay, clock: Clo
     )
 
 
+def _add_contract(
+    parts: ServiceParts, worker: Worker, settings: WorkerSettings, model: ModelFiles, *, clock: Clock
+) -> None:
+    """A second service beside the worker's own: vLLM's contract."""
+    assert settings.vllm_contract != "off"
+    contract = vllm_contract.ContractSettings(settings.vllm_contract, settings.vllm_contract_tenant)
+    servicer = vllm_contract.VllmContractServicer(worker, model, settings=contract, clock=clock)
+    parts.bindings = [*parts.bindings, Binding(add_VllmEngineServicer_to_server, servicer, vllm_contract.NAME)]
+    parts.access = {**parts.access, **vllm_contract.contract_access(contract)}
+    parts.endless = [*parts.endless, *vllm_contract.ENDLESS]
+
+
 @asynccontextmanager
 async def _outbox(settings: WorkerSettings, *, clock: Clock) -> AsyncIterator[Outbox]:
     limits = {"max_events": settings.outbox_max_events, "max_bytes": settings.outbox_max_bytes}
@@ -81,6 +101,8 @@ def _engines(settings: WorkerSettings, tokenizer: Tokenizer, *, clock: Clock) ->
     """Makes one engine after another, each of which starts once."""
     if settings.engine == "sim":
         return lambda: SimEngine(_sim_settings(settings), tokenizer, clock=clock)
+    if settings.engine == "remote":
+        return lambda: RemoteEngine(_remote_settings(settings, clock=clock), tokenizer, clock=clock)
     # Not on top: the simulated engine runs where vLLM is not installed, and vLLM takes seconds to import.
     from services.worker.adapters.vllm.launch import vllm_engine  # noqa: PLC0415
 
@@ -101,6 +123,26 @@ def _sim_settings(settings: WorkerSettings) -> SimSettings:
         model=settings.model,
         startup_s=settings.sim_startup_s,
         mean_output_tokens=settings.sim_mean_output_tokens,
+    )
+
+
+def _remote_settings(settings: WorkerSettings, *, clock: Clock) -> RemoteSettings:
+    def metadata() -> Metadata:
+        if not settings.remote_assertion:
+            return ()
+        return internal_metadata("worker", identity=None, secret=settings.secret_bytes, now=clock.now())
+
+    return RemoteSettings(
+        target=settings.remote_target,
+        wait_s=settings.remote_wait_s,
+        metadata=metadata,
+        model=settings.model,
+        context_tokens=settings.context_tokens,
+        block_size=settings.block_size,
+        kv_blocks=settings.kv_blocks,
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        rates=_rates(settings),
     )
 
 

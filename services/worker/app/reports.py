@@ -49,7 +49,7 @@ def spec_of(identity: WorkerIdentity, engine: Engine) -> WorkerSpec:
         device_kind=identity.device_kind,
         price_per_hour_nano=identity.price_per_hour_nano,
         rates=_rates_of(engine),
-        kv_events=True,
+        kv_events=spec.kv_events,
     )
 
 

@@ -1,0 +1,1 @@
+"""A remote server that speaks vLLM's own gRPC contract, as an engine."""

@@ -1,0 +1,1 @@
+"""vLLM's own gRPC contract, served: for gateways that know no tickets."""
