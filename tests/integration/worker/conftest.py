@@ -1,12 +1,10 @@
-"""Both engines; the one of vLLM starts once for the whole session, because that takes most of a minute."""
+"""The engines; the one of vLLM starts once for the whole session, because that takes most of a minute."""
 
-import importlib.util
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
-from downstack.local.weights import prepare_weights
 
 from services.kit.clock import SystemClock
 from services.kit.models import BUILTIN_SIM, Tokenizer, model_folder
@@ -15,20 +13,19 @@ from services.worker.domain.rates import Rates
 from services.worker.domain.sim.core import Shape
 from services.worker.ports import Engine
 from services.worker.settings import WorkerSettings
+from tests.support.engine_features import LACKING
+from tests.support.remote_engine import contract_process, contract_server, remote_engine
+from tests.support.smollm2 import smollm2_folder
 from tests.support.worker_rig import MODEL, SECRET, Rig, worker_rig
 
 RATES = Rates(prefill_base_ms=5.0, prefill_ms_per_token=0.1, decode_base_ms=10.0, decode_ms_per_request=0.5)
 # Small enough that a few prompts fill it.
 KV_BLOCKS = 64
-_FOLDER = Path(__file__).parents[3] / ".downstack" / "models" / "smollm2-135m"
 
 
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
-    """The model folder, made once and kept."""
-    if importlib.util.find_spec("vllm") is None:
-        pytest.skip("vLLM is not installed (the set-up with ENGINE=sim leaves it out)")
-    return prepare_weights(_FOLDER)
+    return smollm2_folder()
 
 
 @pytest.fixture(scope="session")
@@ -68,8 +65,36 @@ async def sim() -> AsyncIterator[Rig]:
     await engine.stop()
 
 
-@pytest.fixture(params=["sim", pytest.param("vllm", marks=pytest.mark.vllm)])
-def rig(request: pytest.FixtureRequest) -> Rig:
+@pytest.fixture(scope="session")
+async def remote(short_tmp: Path, unused_tcp_port_factory: Callable[[], int]) -> AsyncIterator[Rig]:
+    """A worker in front of another one's process, which runs the simulated engine."""
+    tokenizer, port = Tokenizer.load(model_folder(BUILTIN_SIM)), unused_tcp_port_factory()
+    async with contract_process(short_tmp, port) as process:
+        engine = remote_engine(f"127.0.0.1:{port}", tokenizer, rates=RATES)
+        async with worker_rig(engine, tokenizer_revision=tokenizer.revision) as rig:
+            yield rig
+        await engine.stop()
+        assert process.process.returncode is None
+
+
+@pytest.fixture(scope="session")
+async def remote_vllm(vllm: Rig, smollm2: Path, smollm2_tokenizer: Tokenizer) -> AsyncIterator[Rig]:
+    """A worker in front of the one that runs vLLM."""
+    async with contract_server(vllm.worker, smollm2_tokenizer, model_path=str(smollm2)) as target:
+        engine = remote_engine(target, smollm2_tokenizer, rates=RATES)
+        async with worker_rig(engine, tokenizer_revision=smollm2_tokenizer.revision) as rig:
+            yield rig
+        await engine.stop()
+
+
+@pytest.fixture(params=[pytest.param(kind, marks=[pytest.mark.vllm] if kind == "vllm" else []) for kind in LACKING])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Each engine in turn, by its name in the table of what engines lack."""
+    return str(request.param)
+
+
+@pytest.fixture
+def rig(kind: str, request: pytest.FixtureRequest) -> Rig:
     """A worker on each engine in turn."""
-    found: Rig = request.getfixturevalue(request.param)
+    found: Rig = request.getfixturevalue(kind)
     return found

@@ -11,6 +11,10 @@ _ORPHANED = 1
 class EngineChild:
     """Mixed into vLLM's worker class by its name; its methods are called through `collective_rpc`."""
 
+    def answer(self) -> bool:
+        """Says that this process takes calls."""
+        return True
+
     def end_with_parent(self) -> None:
         """Ends this process when the one that started it is gone: a killed worker must leave no engine behind."""
         parent = multiprocessing.parent_process()

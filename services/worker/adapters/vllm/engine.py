@@ -3,6 +3,7 @@
 import asyncio
 import multiprocessing
 import shutil
+import threading
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -20,6 +21,8 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from services.kit.errors import DownstackError, Reason, StartupError
 from services.worker.adapters.vllm.events import BlockTranslator
 from services.worker.adapters.vllm.params import engine_outputs, vllm_params
+from services.worker.adapters.vllm.processes import kill
+from services.worker.adapters.vllm.pulse import Pulse
 from services.worker.adapters.vllm.stats import Gauges, StatLogger
 from services.worker.adapters.vllm.subscription import Subscription
 from services.worker.domain.mirror import KvChange
@@ -29,6 +32,7 @@ from services.worker.ports import EngineOutput, EngineSpec, EngineStats
 
 _log = structlog.get_logger()
 _SHUTDOWN_S = 5.0
+_ANSWER_S = 1.0
 _WARM_UP_SALT = "warm-up"
 
 
@@ -42,7 +46,7 @@ class VllmModel:
 
 
 class VllmEngine:
-    """One AsyncLLM. A dead one stays dead: the process ends, and another one is started."""
+    """One AsyncLLM. A dead one stays dead, and another one takes its place."""
 
     def __init__(self, args: AsyncEngineArgs, model: VllmModel, *, declared: Rates, scratch: Path) -> None:
         self._args = args
@@ -52,6 +56,10 @@ class VllmEngine:
         self._llm: Any = None
         self._events: Subscription | None = None
         self._spec: EngineSpec | None = None
+        self._pids: list[int] = []
+        self._pulse: Pulse | None = None
+        self._beating: asyncio.Task[None] | None = None
+        self._given_up = threading.Event()
 
     @property
     def spec(self) -> EngineSpec:
@@ -67,28 +75,43 @@ class VllmEngine:
         try:
             # In a thread, so that health can be asked meanwhile: it takes from seconds to minutes.
             self._llm = await asyncio.to_thread(self._load)
+            await self._set_up()
         except asyncio.CancelledError:
-            # The thread ends when its children do.
-            for child in multiprocessing.active_children():
-                child.terminate()
+            # The thread ends when its children do, or undoes its work.
+            self._given_up.set()
+            kill(child.pid for child in multiprocessing.active_children() if child.pid is not None)
             raise
         except (RuntimeError, ValueError, OSError) as error:
             raise StartupError(f"vLLM cannot serve the model {self._model.model!r}: {_first_line(error)}") from error
-        await self._llm.collective_rpc("end_with_parent")
-        self._spec = self._described()
-        kv = self._args.kv_events_config
-        self._events = Subscription(endpoint=kv.endpoint, replay_endpoint=kv.replay_endpoint)
-        await self._warm_up()
+        except (EngineDeadError, DownstackError) as error:
+            raise StartupError(f"vLLM died while it started with the model {self._model.model!r}.") from error
 
     async def stop(self) -> None:
+        if self._beating is not None:
+            self._beating.cancel()
         if self._events is not None:
             self._events.close()
         llm, self._llm = self._llm, None
         if llm is not None:
             if llm.output_handler is not None:
                 llm.output_handler.cancel()  # or it takes the end of the engine for its death
+            if self._pulse is None or not await self._pulse.answers(within_s=_ANSWER_S):
+                kill(self._pids)
             await asyncio.to_thread(llm.shutdown, timeout=_SHUTDOWN_S)
         shutil.rmtree(self._scratch, ignore_errors=True)
+
+    async def _set_up(self) -> None:
+        llm = self._llm
+        self._pids = [process.pid for process in llm.engine_core.resources.engine_manager.processes]
+        await llm.collective_rpc("end_with_parent")
+        self._spec = self._described()
+        kv = self._args.kv_events_config
+        self._events = Subscription(endpoint=kv.endpoint, replay_endpoint=kv.replay_endpoint)
+        await self._warm_up()
+        self._pulse = Pulse(
+            lambda: llm.collective_rpc("answer"), steps=lambda: self._gauges.steps, pids=tuple(self._pids)
+        )
+        self._beating = asyncio.create_task(self._pulse.run(), name="pulse of vLLM")
 
     async def generate(
         self, prompt_token_ids: Sequence[int], sampling: Sampling, *, request_id: str, cache_salt: str, priority: int
@@ -144,6 +167,7 @@ class VllmEngine:
             generated_tokens=gauges.generated,
             prefix_queries=gauges.queries,
             prefix_hits=gauges.hits,
+            pulse=self._pulse.count if self._pulse is not None else None,
         )
 
     def rates(self) -> Rates:
@@ -154,7 +178,10 @@ class VllmEngine:
         self._gauges.changed.clear()
 
     def _load(self) -> Any:
-        return AsyncLLM.from_engine_args(self._args, stat_loggers=[lambda _config, _index: StatLogger(self._gauges)])
+        llm = AsyncLLM.from_engine_args(self._args, stat_loggers=[lambda _config, _index: StatLogger(self._gauges)])
+        if self._given_up.is_set():
+            llm.shutdown(timeout=_SHUTDOWN_S)
+        return llm
 
     def _described(self) -> EngineSpec:
         config = self._llm.vllm_config
