@@ -12,19 +12,12 @@ from downstack.types.v1.usage_pb2 import FinishReason
 from services.kit.blocks import chain_hashes, root_hash
 from services.kit.errors import Reason
 from services.kit.status import error_from_rpc
+from tests.support.engine_features import Feature, lacks
+from tests.support.prompts import greedy, prompt_of
 from tests.support.worker_rig import MODEL, Rig
 
 pytestmark = pytest.mark.timeout(900)
 BLOCK = 32
-
-
-def prompt_of(seed: int, length: int = 100) -> list[int]:
-    """Tokens that every vocabulary here has and that no other test uses."""
-    return [(seed * 7 + position * 3) % 80 + 20 for position in range(length)]
-
-
-def greedy(max_tokens: int, **more: object) -> SamplingParams:
-    return SamplingParams(max_tokens=max_tokens, temperature=0, ignore_eos=True, **more)  # type: ignore[arg-type]
 
 
 def hashes_of(rig: Rig, tokens: list[int], *, salt: str) -> list[int]:
@@ -46,7 +39,7 @@ async def test_it_describes_itself(rig: Rig) -> None:
     assert spec.rates.prefill_ms_per_token > 0
 
 
-async def test_an_answer_is_streamed(rig: Rig) -> None:
+async def test_an_answer_is_streamed(rig: Rig, kind: str) -> None:
     """More than one frame, every token counted, the ending named."""
     answer = await rig.generate(prompt_of(1), greedy(24))
     assert len(answer.token_ids()) == 24
@@ -54,7 +47,7 @@ async def test_an_answer_is_streamed(rig: Rig) -> None:
     assert answer.finished.finished.finish_reason == FinishReason.FINISH_REASON_LENGTH
     assert answer.finished.finished.usage.input_total == 100
     assert answer.finished.finished.usage.output_total == 24
-    assert answer.finished.finished.timings.prefill_ms > 0
+    assert (answer.finished.finished.timings.prefill_ms > 0) is not lacks(kind, Feature.PREFILL_TIME)
 
 
 async def test_the_second_identical_prompt_reports_cached_tokens(rig: Rig) -> None:
@@ -189,6 +182,30 @@ async def test_a_stop_string_ends_the_answer_before_it(rig: Rig) -> None:
     answer = await rig.generate(prompt_of(8, 40), greedy(24, stop=[stop]))
     assert answer.text() == text[: text.index(stop)]
     assert answer.finished.finished.finish_reason == FinishReason.FINISH_REASON_STOP
+
+
+async def test_a_stop_token_ends_the_answer_with_it(rig: Rig) -> None:
+    """The stop token is the last token, is counted, and has no text."""
+    whole = await rig.generate(prompt_of(12, 40), greedy(24))
+    tokens = whole.token_ids()
+    stop = tokens[len(tokens) // 2]
+    answer = await rig.generate(prompt_of(12, 40), greedy(24, stop_token_ids=[stop]))
+    assert answer.token_ids() == tokens[: tokens.index(stop) + 1]
+    assert answer.finished.finished.finish_reason == FinishReason.FINISH_REASON_STOP
+    before = await rig.generate(prompt_of(12, 40), greedy(max(1, tokens.index(stop))))
+    assert answer.text() == (before.text() if tokens.index(stop) else "")
+
+
+async def test_a_constraint_holds_or_is_refused(rig: Rig, kind: str) -> None:
+    """The answer is of the form asked for; an engine without constraints says so, and goes on."""
+    params = SamplingParams(max_tokens=8, temperature=0, regex="(yes|no)")
+    if lacks(kind, Feature.CONSTRAINTS):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await rig.generate(prompt_of(13, 40), params)
+        assert error_from_rpc(caught.value).reason == Reason.UNSUPPORTED_FEATURE
+        assert len((await rig.generate(prompt_of(13, 40), greedy(2))).token_ids()) == 2
+    else:
+        assert (await rig.generate(prompt_of(13, 40), params)).text() in {"yes", "no"}
 
 
 async def test_the_same_answer_goes_on_from_its_middle(rig: Rig) -> None:

@@ -20,6 +20,7 @@ class _Choice:
         self.index = index
         self.ended = False
         self._least = sampling.min_tokens
+        self._stop_tokens = frozenset(sampling.stop_token_ids)
         self._decoder = StreamDecoder(tokenizer)
         self._stops = StopMatcher(sampling.stop)
         self._tokens = 0
@@ -34,7 +35,7 @@ class _Choice:
         for token_id in token_ids:
             taken += 1
             self._tokens += 1
-            text += self._cut(self._decoder.push([token_id]))
+            text += self._text(token_id)
             if self._stops.stopped:
                 break
         self.ended = self._stops.stopped
@@ -53,6 +54,11 @@ class _Choice:
         self.ended = True
         text = self._cut(self._decoder.flush()) + self._stops.flush()
         return EngineOutput(index=self.index, text=text, ending=ending)
+
+    def _text(self, token_id: int) -> str:
+        # As in vLLM, the token that ends an answer has no text.
+        ends = token_id in self._stop_tokens and self._tokens > self._least
+        return "" if ends else self._cut(self._decoder.push([token_id]))
 
     def _cut(self, text: str) -> str:
         # As in vLLM, no stop string counts within the least number of tokens.

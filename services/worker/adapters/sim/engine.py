@@ -233,7 +233,9 @@ class SimEngine:
 
     def _say(self, answer: _Answer, token: SimToken) -> None:
         ending = Ending(token.ending) if token.ending else None
-        text = answer.stops.push(answer.decoder.push([token.token_id]))
+        # As in vLLM, the token that ends an answer has no text.
+        shown = [] if ending is Ending.STOP else [token.token_id]
+        text = answer.stops.push(answer.decoder.push(shown))
         if ending is not None:
             text += answer.stops.push(answer.decoder.flush()) + answer.stops.flush()
         if answer.stops.stopped:
