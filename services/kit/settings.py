@@ -33,8 +33,13 @@ def _secret(value: SecretStr) -> SecretStr:
     return value
 
 
+def _addresses(value: str) -> str:
+    return ",".join(_address(each.strip()) for each in value.split(","))
+
+
 Address = Annotated[str, AfterValidator(_address)]
 OptionalAddress = Annotated[str, AfterValidator(_address_or_empty)]
+Addresses = Annotated[str, AfterValidator(_addresses)]
 Secret = Annotated[SecretStr, AfterValidator(_secret)]
 LogLevel = Literal["debug", "info", "warning", "error"]
 

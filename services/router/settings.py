@@ -5,7 +5,7 @@ from pydantic_settings import SettingsConfigDict
 
 from services.kit.settings import (
     AccountSettings,
-    Address,
+    Addresses,
     EventSettings,
     OptionalAddress,
     PostgresSettings,
@@ -18,8 +18,11 @@ class RouterSettings(ServiceSettings, PostgresSettings, EventSettings, AccountSe
 
     model_config = SettingsConfigDict(env_prefix="DOWNSTACK_ROUTER_")
 
-    scheduler: Address
-    """Where the scheduler listens, HOST:PORT."""
+    scheduler: Addresses
+    """Where the schedulers listen, HOST:PORT[,HOST:PORT…]. Requests take turns between them."""
+
+    scheduler_patience_s: float = Field(default=10.0, ge=0, le=300)
+    """Seconds that a request waits for a scheduler while none can be reached."""
 
     retriever: OptionalAddress = ""
     """Where the retriever listens, HOST:PORT. Empty: requests with retrieval are refused."""

@@ -1,7 +1,7 @@
 """Where the router's parts meet."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -31,6 +31,7 @@ from services.router.adapters.meters import PrometheusMeter
 from services.router.adapters.prompt_models import LoadedModel
 from services.router.adapters.retriever_client import RetrieverClient
 from services.router.adapters.scheduler_client import SchedulerClient
+from services.router.adapters.schedulers import Schedulers
 from services.router.adapters.worker_client import WorkerClient
 from services.router.app.accounting import Accounting
 from services.router.app.administration import Administration
@@ -49,7 +50,7 @@ _PING_PERIOD_S = 0.5
 class Backends:
     """What the router calls: opened once, closed last."""
 
-    scheduler: grpc.aio.Channel
+    schedulers: Sequence[grpc.aio.Channel]
     retriever: grpc.aio.Channel | None
     workers: ChannelPool
 
@@ -100,7 +101,7 @@ async def assemble(
         models = await asyncio.to_thread(_load_models, settings, executor)
         backends = await stack.enter_async_context(_backends(settings))
         fleet = FleetWatcher(
-            backends.scheduler, secret=settings.secret_bytes, clock=CLOCK, interval_s=settings.fleet_interval_s
+            backends.schedulers, secret=settings.secret_bytes, clock=CLOCK, interval_s=settings.fleet_interval_s
         )
         router, accounting = _router(settings, backends, models=models, fleet=fleet, audit=audit)
         servicer = InferenceServicer(router, clock=CLOCK, default_deadline_s=settings.default_deadline_s)
@@ -123,9 +124,11 @@ def _router(
     audit: AuditPort,
 ) -> tuple[Router, Accounting]:
     secret, meter = settings.secret_bytes, PrometheusMeter()
-    scheduler = SchedulerClient(
-        backends.scheduler, secret=secret, clock=CLOCK, release_timeout_s=settings.release_timeout_s
-    )
+    clients = [
+        SchedulerClient(channel, secret=secret, clock=CLOCK, release_timeout_s=settings.release_timeout_s)
+        for channel in backends.schedulers
+    ]
+    scheduler = Schedulers(clients, patience_s=settings.scheduler_patience_s, clock=CLOCK)
     accounting = Accounting(audit=audit, scheduler=scheduler, meter=meter, clock=CLOCK)
     retriever = RetrieverClient(backends.retriever, secret=secret, clock=CLOCK) if backends.retriever else None
     router = Router(
@@ -157,12 +160,13 @@ def _router(
 async def _backends(settings: RouterSettings) -> AsyncIterator[Backends]:
     async with AsyncExitStack() as stack:
         # The router repeats by its own rules: a refusal is told at once, and a lost worker is left for another one.
-        scheduler = await stack.enter_async_context(open_channel(settings.scheduler, attempts=1))
+        targets = settings.scheduler.split(",")
+        schedulers = [await stack.enter_async_context(open_channel(target, attempts=1)) for target in targets]
         retriever = None
         if settings.retriever:
             retriever = await stack.enter_async_context(open_channel(settings.retriever, attempts=1))
         workers = await stack.enter_async_context(ChannelPool(limit=settings.worker_channels_max, attempts=1))
-        yield Backends(scheduler=scheduler, retriever=retriever, workers=workers)
+        yield Backends(schedulers=schedulers, retriever=retriever, workers=workers)
 
 
 def _load_models(settings: RouterSettings, executor: ThreadPoolExecutor) -> dict[str, PromptModel]:

@@ -1,8 +1,9 @@
 """Keeps the fleet as the scheduler last described it."""
 
 import asyncio
+import itertools
 import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 import grpc
@@ -36,14 +37,15 @@ _LIVE = frozenset(
 
 
 class FleetWatcher:
-    """Follows SchedulerService.WatchFleet for the life of the process.
+    """Follows SchedulerService.WatchFleet of one scheduler, and of the next where that one ends, for life.
 
     While the scheduler is away the last view stays: the workers are most likely still there, and the scheduler itself
     refuses what it cannot place.
     """
 
-    def __init__(self, channel: grpc.aio.Channel, *, secret: bytes, clock: Clock, interval_s: float) -> None:
-        self._stub = cast("SchedulerServiceAsyncStub", SchedulerServiceStub(channel))
+    def __init__(self, channels: Sequence[grpc.aio.Channel], *, secret: bytes, clock: Clock, interval_s: float) -> None:
+        stubs = [cast("SchedulerServiceAsyncStub", SchedulerServiceStub(channel)) for channel in channels]
+        self._stubs = itertools.cycle(stubs)
         self._secret = secret
         self._clock = clock
         self._interval_s = interval_s
@@ -76,7 +78,7 @@ class FleetWatcher:
         interval = Duration()
         interval.FromNanoseconds(round(self._interval_s * 1e9))
         metadata = internal_metadata("router", identity=None, secret=self._secret, now=self._clock.now())
-        call = self._stub.WatchFleet(scheduler_pb.WatchFleetRequest(interval=interval), metadata=metadata)
+        call = next(self._stubs).WatchFleet(scheduler_pb.WatchFleetRequest(interval=interval), metadata=metadata)
         try:
             async for response in call:
                 yield response.fleet

@@ -155,14 +155,20 @@ Build = Callable[..., AbstractAsyncContextManager[World]]
 
 @asynccontextmanager
 async def make_world(
-    folder: Path, *, workers: int = 1, dead: int = 0, view: dict[str, Any] | None = None, **fields: Any
+    folder: Path,
+    *,
+    workers: int = 1,
+    dead: int = 0,
+    dead_schedulers: int = 0,
+    view: dict[str, Any] | None = None,
+    **fields: Any,
 ) -> AsyncIterator[World]:
     """A router over so many workers, behind `dead` ones that nobody answers for; `view` changes their description."""
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         scheduler, retriever = FakeScheduler(SECRET.encode()), FakeRetriever(SECRET.encode())
         backends = {
-            "scheduler": await enter(served(scheduler.parts())),
+            "scheduler": ",".join(["127.0.0.1:1"] * dead_schedulers + [await enter(served(scheduler.parts()))]),
             "retriever": await enter(served(retriever.parts())),
         }
         for number in range(dead):
