@@ -117,13 +117,16 @@ class WorkerSettings(ServiceSettings, EventSettings):
     flush_ms: float = Field(default=20.0, ge=0, le=1000)
     """The least time between two frames of a stream after its first token; more tokens in that time share a frame."""
 
+    longest_flush_ms: float = Field(default=100.0, ge=0, le=1000)
+    """What `flush_ms` grows to while this process has more to do than it can: fewer frames with more tokens."""
+
     stall_s: float = Field(default=10.0, gt=0)
     """How long a caller may leave a frame unread before its stream is ended with CLIENT_TOO_SLOW."""
 
     max_pending_tokens: int = Field(default=4096, ge=16)
     """The most tokens that wait for one caller that is busy reading."""
 
-    progress_s: float = Field(default=3.0, ge=1)
+    progress_s: float = Field(default=3.0, ge=2)
     """How long an engine may go without a sign of life before it counts as lost and is started anew."""
 
     longest_step_s: float = Field(default=300.0, ge=1)

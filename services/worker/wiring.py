@@ -182,6 +182,7 @@ def _limits(settings: WorkerSettings) -> WorkerLimits:
     return WorkerLimits(
         outlet=OutletLimits(
             flush_s=settings.flush_ms / 1000,
+            longest_flush_s=settings.longest_flush_ms / 1000,
             stall_s=settings.stall_s,
             max_pending_tokens=settings.max_pending_tokens,
         ),

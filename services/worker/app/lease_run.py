@@ -18,6 +18,7 @@ from services.worker.app import metrics
 from services.worker.app.accounts import Accounts
 from services.worker.app.outlet import Outlet, OutletLimits
 from services.worker.domain.leases import Counts, Phase
+from services.worker.domain.pace import Pace
 from services.worker.domain.sampling import Sampling
 from services.worker.ports import Ending, Engine, EngineOutput
 
@@ -82,6 +83,7 @@ class Desk:
     """What a run works with, the same for all runs of a worker.
 
     Attributes:
+        pace: How often a stream gets a frame.
         advance: Told of each phase that a lease reaches.
     """
 
@@ -89,6 +91,7 @@ class Desk:
     accounts: Accounts
     clock: Clock
     limits: OutletLimits
+    pace: Pace
     advance: Callable[[str, Phase, Counts], None]
 
 
@@ -98,7 +101,7 @@ class LeaseRun:
     def __init__(self, work: Work, desk: Desk) -> None:
         self._work = work
         self._desk = desk
-        self._outlet = Outlet(desk.limits, on_stall=self._on_stall)
+        self._outlet = Outlet(desk.limits, desk.pace, on_stall=self._on_stall)
         self._received = desk.clock.monotonic()
         self._started_at = desk.clock.now()
         self._stop: Stop | None = None

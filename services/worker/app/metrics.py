@@ -5,6 +5,7 @@ from prometheus_client import Counter, Gauge, Histogram
 LEASES = Counter("downstack_worker_leases", "Leases that ended.", ("finish_reason",))
 TOKENS = Counter("downstack_worker_tokens", "Tokens of ended leases.", ("kind",))
 FRAMES = Counter("downstack_worker_frames", "Delta frames that were sent.")
+FRAME_INTERVAL = Gauge("downstack_worker_frame_interval_seconds", "The least time between two frames of a stream.")
 TTFT = Histogram(
     "downstack_worker_ttft_seconds",
     "From the receipt of a lease to its first token.",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from downstack.types.v1.stream_pb2 import Delta, TokenAlternative, TokenLogprob
 
 from services.kit.errors import DownstackError
+from services.worker.domain.pace import Pace
 from services.worker.ports import EngineOutput
 from services.worker.ports import TokenLogprob as EngineLogprob
 
@@ -17,11 +18,13 @@ class OutletLimits:
 
     Attributes:
         flush_s: The least time between two frames after the first token. More tokens in that time share a frame.
+        longest_flush_s: What that time grows to where the process is busy.
         stall_s: The longest that a reader may leave a frame unread.
         max_pending_tokens: The most tokens that wait for a reader that is busy.
     """
 
     flush_s: float = 0.02
+    longest_flush_s: float = 0.1
     stall_s: float = 10.0
     max_pending_tokens: int = 4096
 
@@ -36,10 +39,11 @@ class _Pending:
 
 
 class Outlet:
-    """One writer, the lease's run; one reader, the RPC."""
+    """One writer, the lease's run; one reader, the RPC. The pace is that of all streams of the worker."""
 
-    def __init__(self, limits: OutletLimits, *, on_stall: Callable[[], None]) -> None:
+    def __init__(self, limits: OutletLimits, pace: Pace, *, on_stall: Callable[[], None]) -> None:
         self._limits = limits
+        self._pace = pace
         self._on_stall = on_stall
         self._pending: dict[int, _Pending] = {}
         self._pending_tokens = 0
@@ -94,7 +98,7 @@ class Outlet:
                 self.delivered += len(delta.token_ids)
             if closed:
                 break
-            due = loop.time() + self._limits.flush_s
+            due = loop.time() + self._pace.interval_s
         if self._error is not None:
             raise self._error
 
@@ -107,7 +111,7 @@ class Outlet:
             async with asyncio.timeout_at(due):
                 await self._closed.wait()
         except TimeoutError:
-            return
+            self._pace.woke(late_s=loop.time() - due)
 
     def _take(self) -> list[Delta]:
         taken, self._pending = self._pending, {}

@@ -19,6 +19,7 @@ from services.worker.app.reports import WorkerIdentity, grant_of, load_of, spec_
 from services.worker.app.uplink import Uplink, UplinkLimits
 from services.worker.domain.leases import Counts, Lease, LeaseBook, Phase
 from services.worker.domain.mirror import SnapshotPart
+from services.worker.domain.pace import Pace
 from services.worker.domain.sampling import Bounds
 
 _log = structlog.get_logger()
@@ -61,6 +62,7 @@ class Worker:
             max_running=limits.max_leases,
             max_remembered=limits.max_remembered,
         )
+        self._pace = Pace(shortest_s=limits.outlet.flush_s, longest_s=limits.outlet.longest_flush_s)
         self._grants: dict[str, LeaseGrant] = {}
         self._runs: dict[str, tuple[LeaseRun, asyncio.Task[None]]] = {}
         self._uplinks: set[Uplink] = set()
@@ -135,6 +137,7 @@ class Worker:
         """Tells the schedulers of each change of the load."""
         while True:
             await self._life.engine.changed()
+            metrics.FRAME_INTERVAL.set(self._pace.interval_s)
             for uplink in self._uplinks:
                 uplink.load_changed()
 
@@ -175,7 +178,7 @@ class Worker:
         engine = self._life.engine
         name = f"{engine.spec.engine} {engine.spec.engine_version}"
         accounts = Accounts(self._journal, worker_id=self.worker_id, engine=name)
-        run = LeaseRun(work, Desk(engine, accounts, self._clock, self._limits.outlet, self._advance))
+        run = LeaseRun(work, Desk(engine, accounts, self._clock, self._limits.outlet, self._pace, self._advance))
         self._grants[grant.lease_id] = grant
         self._tell_lease(lease)
         task = asyncio.create_task(run.run(), name=f"lease {grant.lease_id}")

@@ -104,7 +104,7 @@ async def test_a_killed_and_a_stopped_engine_are_replaced(tmp_path: Path, smollm
 
 async def test_an_idle_engine_that_is_stopped_is_noticed(tmp_path: Path, smollm2: Path, unused_tcp_port: int) -> None:
     """Before somebody needs it; and a long step with little patience is no hang."""
-    patient = settings_of(smollm2, progress_s=1, max_num_batched_tokens=2048, kv_blocks=200)
+    patient = settings_of(smollm2, progress_s=2, max_num_batched_tokens=2048, kv_blocks=200)
     async with worker(tmp_path, unused_tcp_port, **patient) as running:
         await running.until_serving(START_S)
         prompt = [20 + token % 1000 for token in range(1990)]
