@@ -41,7 +41,9 @@ class Subscription:
             frames = await self._socket.recv_multipart()
             sequence = int.from_bytes(frames[-2], "big", signed=True)
             if sequence < self._next:
-                continue  # it came with a replay
+                # The publisher began anew: the numbers, and what they spoke of.
+                self._next = 0
+                yield None
             if sequence > self._next:
                 async for events in self._missed(until=sequence):
                     yield events
