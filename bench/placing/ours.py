@@ -44,7 +44,7 @@ class Fleet:
         self.random = Random(1)
         self.now = 1_000.0
         self.brain = Brain(
-            limits=Limits(max_workers=max(1_024, workers)),
+            limits=Limits(max_workers=max(1_024, workers), settle_s=0.0),
             policy=policies(DEFAULT_OBJECTIVES, value=1.0)["worth"](),
             prices=PriceList({}, _PRICE),
             chance=self.random,

@@ -37,6 +37,7 @@ async def serve(kind: str, outbox_path: Path) -> None:
         key_pepper="a pepper of the place benchmark",
         log_level="warning",
         drain_s=1.0,
+        settle_s=0.0,
     )
     brain = make_brain(settings, clock)
     async with AsyncExitStack() as stack:

@@ -99,6 +99,9 @@ class SchedulerSettings(ServiceSettings, PostgresSettings, EventSettings, Accoun
     no_worker_wait_s: float = Field(default=_L.no_worker_wait_s, ge=0)
     """Wait for a worker of a model that has none, such as one that restarts."""
 
+    settle_s: float = Field(default=_L.settle_s, ge=0, le=60)
+    """Wait for the fleet to connect after a start, and for the cache of a worker that has just connected."""
+
     ticket_ttl_s: float = Field(default=_L.ticket_ttl_s, gt=0, le=3600)
     """Time in which a ticket must be used."""
 

@@ -89,9 +89,13 @@ class Brain:
     def apply(self, stimulus: Stimulus, now: float) -> list[Instruction]:
         """Take note of what happened, and say what is to be done."""
         found = self._react(stimulus, now)
-        if len(self.queue) and not _only_kv(stimulus):
+        if len(self.queue) and not _only_kv(stimulus) and self._settled(now):
             found.extend(self._dispatcher.dispatch(now))
         return found
+
+    def _settled(self, now: float) -> bool:
+        """Whether the fleet has had time to connect since the start. Requests placed earlier would miss their caches."""
+        return now >= self._started_at + self.limits.settle_s
 
     def _react(self, stimulus: Stimulus, now: float) -> list[Instruction]:
         match stimulus:

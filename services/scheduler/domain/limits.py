@@ -34,6 +34,8 @@ class Limits:
     """Longest wait for a placement, whatever the caller's deadline."""
     no_worker_wait_s: float = 10.0
     """Wait for a worker of a model that has none."""
+    settle_s: float = 1.0
+    """Wait for the fleet to connect after a start, and for the cache of a worker that has just connected."""
     ticket_ttl_s: float = 30.0
     """Time in which a ticket must be used."""
     start_grace_s: float = 5.0

@@ -95,6 +95,8 @@ class Worker:
     load: Load = field(default_factory=Load)
     rates: Rates = DEFAULT_RATES
     draining: bool = False
+    settles_at: float | None = None
+    """While its cache is not known: the time from which on it is taken as it is."""
     lost_at: float = 0.0
     resync_asked_at: float | None = None
 
@@ -108,4 +110,6 @@ class Worker:
 
     @property
     def ready(self) -> bool:
-        return self.connection is not None and not self.draining and self.load.serving
+        """Whether it takes leases."""
+        settled = self.settles_at is None
+        return self.connection is not None and not self.draining and self.load.serving and settled

@@ -57,6 +57,7 @@ class Workforce:
             reported_at=now,
             rates=rates,
             draining=draining,
+            settles_at=now + self._limits.settle_s if hello.spec.kv_events and self._limits.settle_s else None,
         )
         self._fleet.put(worker)
         self._rejoin(worker, hello.leases, now, found)
@@ -135,6 +136,8 @@ class Workforce:
             case SnapshotPart():
                 if self._index.apply_snapshot(worker.worker_id, report):
                     self._ask_resync(worker, now, found)
+                elif self._index.trusted(worker.worker_id):
+                    self._settled(worker)
             case Leaving():
                 worker.draining = True
                 self._fleet.mark(worker.worker_id)
@@ -184,9 +187,17 @@ class Workforce:
                 if now >= worker.lost_at + self._limits.forget_worker_s and not self._book.count_of(worker.worker_id):
                     self._fleet.remove(worker.worker_id)
                     self._index.drop(worker.worker_id)
-            elif self._awaits_snapshot(worker, now):
+                continue
+            if worker.settles_at is not None and now >= worker.settles_at:
+                self._settled(worker)
+            if self._awaits_snapshot(worker, now):
                 self._ask_resync(worker, now, found)
         return found
+
+    def _settled(self, worker: Worker) -> None:
+        if worker.settles_at is not None:
+            worker.settles_at = None
+            self._fleet.mark(worker.worker_id)
 
     def _awaits_snapshot(self, worker: Worker, now: float) -> bool:
         if not worker.spec.kv_events or self._index.trusted(worker.worker_id):

@@ -41,6 +41,7 @@ def settings(**changed: Any) -> SchedulerSettings:
         "outbox_path": Path("none"),
         "key_pepper": "a pepper of the component tests",
         "drain_s": 1.0,
+        "settle_s": 0.0,
         "seed": 1,
     }
     return SchedulerSettings(**{**fields, **changed})

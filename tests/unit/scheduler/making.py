@@ -58,7 +58,7 @@ class Desk:
         self, *, policy: str = "worth", seed: int = 1, known_models: Sequence[str] = (), **limits: Any
     ) -> None:
         self.now = 1_000.0
-        self.limits = Limits(**limits)
+        self.limits = Limits(**{"settle_s": 0.0, **limits})
         self._ids = itertools.count(1)
         self._numbers = itertools.count(1)
         self.brain = Brain(
