@@ -94,7 +94,7 @@ class Brain:
         return found
 
     def _settled(self, now: float) -> bool:
-        """Whether the fleet has had time to connect since the start. Requests placed earlier would miss their caches."""
+        """Whether the fleet has had time to connect since the start. Requests placed before would miss their caches."""
         return now >= self._started_at + self.limits.settle_s
 
     def _react(self, stimulus: Stimulus, now: float) -> list[Instruction]:
