@@ -53,7 +53,7 @@ class GenerationSpec(google.protobuf.message.Message):
     MAX_COST_FIELD_NUMBER: builtins.int
     VALUE_FIELD_NUMBER: builtins.int
     model: builtins.str
-    """model names the model. Required; see ListModels."""
+    """model names the model, or MODEL:ADAPTER one of its LoRA adapters. Required; see ListModels."""
     prompt: builtins.str
     """prompt is raw text without a chat template, at most 1 MiB. Not with messages."""
     priority: downstack.types.v1.chat_pb2.Priority.ValueType
@@ -449,6 +449,7 @@ class Model(google.protobuf.message.Message):
     WORKERS_FIELD_NUMBER: builtins.int
     PRICE_FIELD_NUMBER: builtins.int
     ENGINE_FIELD_NUMBER: builtins.int
+    BASE_FIELD_NUMBER: builtins.int
     name: builtins.str
     """name is what a request says."""
     context_tokens: builtins.int
@@ -457,6 +458,8 @@ class Model(google.protobuf.message.Message):
     """workers is the number of live workers that serve it."""
     engine: builtins.str
     """engine is `vllm` or `sim`."""
+    base: builtins.str
+    """base is the model that this one is a LoRA adapter of. Empty: it is none."""
     @property
     def price(self) -> downstack.types.v1.usage_pb2.Price:
         """price is what it costs."""
@@ -469,9 +472,10 @@ class Model(google.protobuf.message.Message):
         workers: builtins.int = ...,
         price: downstack.types.v1.usage_pb2.Price | None = ...,
         engine: builtins.str = ...,
+        base: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["price", b"price"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["context_tokens", b"context_tokens", "engine", b"engine", "name", b"name", "price", b"price", "workers", b"workers"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["base", b"base", "context_tokens", b"context_tokens", "engine", b"engine", "name", b"name", "price", b"price", "workers", b"workers"]) -> None: ...
 
 global___Model = Model
 

@@ -203,7 +203,7 @@ class ModelCandidate(google.protobuf.message.Message):
     model: builtins.str
     """model is the model's name. Required."""
     adapter: builtins.str
-    """adapter is the LoRA adapter. Empty: none."""
+    """adapter is the id of the LoRA adapter; the hashes were made with it. Empty: none."""
     prompt_tokens: builtins.int
     """prompt_tokens is the prompt's length in this model's tokens. Required, at least 1."""
     block_size: builtins.int
@@ -432,6 +432,7 @@ class WorkerSpec(google.protobuf.message.Message):
     PRICE_PER_HOUR_NANO_FIELD_NUMBER: builtins.int
     RATES_FIELD_NUMBER: builtins.int
     KV_EVENTS_FIELD_NUMBER: builtins.int
+    ADAPTERS_FIELD_NUMBER: builtins.int
     model: builtins.str
     """model is the model's name."""
     tokenizer_revision: builtins.str
@@ -460,6 +461,10 @@ class WorkerSpec(google.protobuf.message.Message):
     def rates(self) -> global___Rates:
         """rates is the worker's own estimate of its speed."""
 
+    @property
+    def adapters(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Adapter]:
+        """adapters are the LoRA adapters that requests can name, sorted by name."""
+
     def __init__(
         self,
         *,
@@ -476,11 +481,38 @@ class WorkerSpec(google.protobuf.message.Message):
         price_per_hour_nano: builtins.int = ...,
         rates: global___Rates | None = ...,
         kv_events: builtins.bool = ...,
+        adapters: collections.abc.Iterable[global___Adapter] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["rates", b"rates"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["block_size", b"block_size", "context_tokens", b"context_tokens", "device_kind", b"device_kind", "engine", b"engine", "engine_version", b"engine_version", "kv_blocks", b"kv_blocks", "kv_events", b"kv_events", "max_num_batched_tokens", b"max_num_batched_tokens", "max_num_seqs", b"max_num_seqs", "model", b"model", "price_per_hour_nano", b"price_per_hour_nano", "rates", b"rates", "tokenizer_revision", b"tokenizer_revision"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "block_size", b"block_size", "context_tokens", b"context_tokens", "device_kind", b"device_kind", "engine", b"engine", "engine_version", b"engine_version", "kv_blocks", b"kv_blocks", "kv_events", b"kv_events", "max_num_batched_tokens", b"max_num_batched_tokens", "max_num_seqs", b"max_num_seqs", "model", b"model", "price_per_hour_nano", b"price_per_hour_nano", "rates", b"rates", "tokenizer_revision", b"tokenizer_revision"]) -> None: ...
 
 global___WorkerSpec = WorkerSpec
+
+@typing.final
+class Adapter(google.protobuf.message.Message):
+    """Adapter is a LoRA adapter of a worker's model."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    ID_FIELD_NUMBER: builtins.int
+    RANK_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """name is what callers say, MODEL:NAME."""
+    id: builtins.str
+    """id is the name with the revision of its files, NAME@REVISION: what placements, tickets and block hashes say."""
+    rank: builtins.int
+    """rank is its rank."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        id: builtins.str = ...,
+        rank: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["id", b"id", "name", b"name", "rank", b"rank"]) -> None: ...
+
+global___Adapter = Adapter
 
 @typing.final
 class Rates(google.protobuf.message.Message):
@@ -815,7 +847,7 @@ class LeaseGrant(google.protobuf.message.Message):
     model: builtins.str
     """model is the model that answers."""
     adapter: builtins.str
-    """adapter is the LoRA adapter. Empty: none."""
+    """adapter is the id of the LoRA adapter. Empty: none."""
     cache_salt: builtins.str
     """cache_salt separates caches."""
     prompt_tokens: builtins.int

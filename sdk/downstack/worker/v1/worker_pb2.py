@@ -28,7 +28,7 @@ from downstack.types.v1 import stream_pb2 as downstack_dot_types_dot_v1_dot_stre
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n downstack/worker/v1/worker.proto\x12\x13\x64ownstack.worker.v1\x1a&downstack/scheduler/v1/scheduler.proto\x1a\x1d\x64ownstack/types/v1/chat.proto\x1a\x1f\x64ownstack/types/v1/stream.proto\x1a\x1egoogle/protobuf/duration.proto\"@\n\x0cSignedTicket\x12\r\n\x05grant\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x0e\n\x06key_id\x18\x03 \x01(\t\"q\n\x0fGenerateRequest\x12\x0e\n\x06ticket\x18\x01 \x01(\x0c\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\r\x12\x34\n\x08sampling\x18\x03 \x01(\x0b\x32\".downstack.types.v1.SamplingParams\"\xbb\x01\n\x10GenerateResponse\x12.\n\x07started\x18\x01 \x01(\x0b\x32\x1b.downstack.types.v1.StartedH\x00\x12*\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x19.downstack.types.v1.DeltaH\x00\x12\x30\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1c.downstack.types.v1.FinishedH\x00\x12\x10\n\x08sequence\x18\x04 \x01(\rB\x07\n\x05\x66rame\"\x1d\n\x0c\x45mbedRequest\x12\r\n\x05texts\x18\x01 \x03(\t\"C\n\rEmbedResponse\x12\x32\n\nembeddings\x18\x01 \x03(\x0b\x32\x1e.downstack.worker.v1.Embedding\"\x1b\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\"!\n\x0c\x41\x62ortRequest\x12\x11\n\tlease_ids\x18\x01 \x03(\t\" \n\rAbortResponse\x12\x0f\n\x07\x61\x62orted\x18\x01 \x01(\r\"9\n\x0c\x44rainRequest\x12)\n\x06\x62udget\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\" \n\rDrainResponse\x12\x0f\n\x07\x61\x62orted\x18\x01 \x01(\r\"\x12\n\x10GetStatusRequest\"\xfb\x01\n\x11GetStatusResponse\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\t\x12\x30\n\x04spec\x18\x03 \x01(\x0b\x32\".downstack.scheduler.v1.WorkerSpec\x12\x30\n\x04load\x18\x04 \x01(\x0b\x32\".downstack.scheduler.v1.LoadReport\x12\x32\n\x06leases\x18\x05 \x03(\x0b\x32\".downstack.scheduler.v1.LeaseState\x12\x10\n\x08\x64raining\x18\x06 \x01(\x08\x12\x1a\n\x12kv_blocks_resident\x18\x07 \x01(\r2\xb6\x03\n\rWorkerService\x12Y\n\x08Generate\x12$.downstack.worker.v1.GenerateRequest\x1a%.downstack.worker.v1.GenerateResponse0\x01\x12N\n\x05\x45mbed\x12!.downstack.worker.v1.EmbedRequest\x1a\".downstack.worker.v1.EmbedResponse\x12N\n\x05\x41\x62ort\x12!.downstack.worker.v1.AbortRequest\x1a\".downstack.worker.v1.AbortResponse\x12N\n\x05\x44rain\x12!.downstack.worker.v1.DrainRequest\x1a\".downstack.worker.v1.DrainResponse\x12Z\n\tGetStatus\x12%.downstack.worker.v1.GetStatusRequest\x1a&.downstack.worker.v1.GetStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n downstack/worker/v1/worker.proto\x12\x13\x64ownstack.worker.v1\x1a&downstack/scheduler/v1/scheduler.proto\x1a\x1d\x64ownstack/types/v1/chat.proto\x1a\x1f\x64ownstack/types/v1/stream.proto\x1a\x1egoogle/protobuf/duration.proto\"@\n\x0cSignedTicket\x12\r\n\x05grant\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x0e\n\x06key_id\x18\x03 \x01(\t\"q\n\x0fGenerateRequest\x12\x0e\n\x06ticket\x18\x01 \x01(\x0c\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\r\x12\x34\n\x08sampling\x18\x03 \x01(\x0b\x32\".downstack.types.v1.SamplingParams\"\xbb\x01\n\x10GenerateResponse\x12.\n\x07started\x18\x01 \x01(\x0b\x32\x1b.downstack.types.v1.StartedH\x00\x12*\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x19.downstack.types.v1.DeltaH\x00\x12\x30\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1c.downstack.types.v1.FinishedH\x00\x12\x10\n\x08sequence\x18\x04 \x01(\rB\x07\n\x05\x66rame\"\x1d\n\x0c\x45mbedRequest\x12\r\n\x05texts\x18\x01 \x03(\t\"b\n\rEmbedResponse\x12\x32\n\nembeddings\x18\x01 \x03(\x0b\x32\x1e.downstack.worker.v1.Embedding\x12\x0e\n\x06tokens\x18\x02 \x01(\r\x12\r\n\x05model\x18\x03 \x01(\t\"\x1b\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\"!\n\x0c\x41\x62ortRequest\x12\x11\n\tlease_ids\x18\x01 \x03(\t\" \n\rAbortResponse\x12\x0f\n\x07\x61\x62orted\x18\x01 \x01(\r\"9\n\x0c\x44rainRequest\x12)\n\x06\x62udget\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\" \n\rDrainResponse\x12\x0f\n\x07\x61\x62orted\x18\x01 \x01(\r\"\x12\n\x10GetStatusRequest\"\xfb\x01\n\x11GetStatusResponse\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\t\x12\x30\n\x04spec\x18\x03 \x01(\x0b\x32\".downstack.scheduler.v1.WorkerSpec\x12\x30\n\x04load\x18\x04 \x01(\x0b\x32\".downstack.scheduler.v1.LoadReport\x12\x32\n\x06leases\x18\x05 \x03(\x0b\x32\".downstack.scheduler.v1.LeaseState\x12\x10\n\x08\x64raining\x18\x06 \x01(\x08\x12\x1a\n\x12kv_blocks_resident\x18\x07 \x01(\r\"0\n\x12LoadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"G\n\x13LoadAdapterResponse\x12\x30\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x1f.downstack.scheduler.v1.Adapter\"\x15\n\x13ListAdaptersRequest\"`\n\x14ListAdaptersResponse\x12\x32\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32 .downstack.worker.v1.HeldAdapter\x12\x14\n\x0cmax_adapters\x18\x02 \x01(\r\"c\n\x0bHeldAdapter\x12\x30\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x1f.downstack.scheduler.v1.Adapter\x12\x0f\n\x07running\x18\x02 \x01(\r\x12\x11\n\twithdrawn\x18\x03 \x01(\x08\"$\n\x14UnloadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"(\n\x15UnloadAdapterResponse\x12\x0f\n\x07running\x18\x01 \x01(\r2\xe5\x05\n\rWorkerService\x12Y\n\x08Generate\x12$.downstack.worker.v1.GenerateRequest\x1a%.downstack.worker.v1.GenerateResponse0\x01\x12N\n\x05\x45mbed\x12!.downstack.worker.v1.EmbedRequest\x1a\".downstack.worker.v1.EmbedResponse\x12N\n\x05\x41\x62ort\x12!.downstack.worker.v1.AbortRequest\x1a\".downstack.worker.v1.AbortResponse\x12N\n\x05\x44rain\x12!.downstack.worker.v1.DrainRequest\x1a\".downstack.worker.v1.DrainResponse\x12Z\n\tGetStatus\x12%.downstack.worker.v1.GetStatusRequest\x1a&.downstack.worker.v1.GetStatusResponse\x12`\n\x0bLoadAdapter\x12\'.downstack.worker.v1.LoadAdapterRequest\x1a(.downstack.worker.v1.LoadAdapterResponse\x12\x63\n\x0cListAdapters\x12(.downstack.worker.v1.ListAdaptersRequest\x1a).downstack.worker.v1.ListAdaptersResponse\x12\x66\n\rUnloadAdapter\x12).downstack.worker.v1.UnloadAdapterRequest\x1a*.downstack.worker.v1.UnloadAdapterResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,21 +44,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EMBEDREQUEST']._serialized_start=564
   _globals['_EMBEDREQUEST']._serialized_end=593
   _globals['_EMBEDRESPONSE']._serialized_start=595
-  _globals['_EMBEDRESPONSE']._serialized_end=662
-  _globals['_EMBEDDING']._serialized_start=664
-  _globals['_EMBEDDING']._serialized_end=691
-  _globals['_ABORTREQUEST']._serialized_start=693
-  _globals['_ABORTREQUEST']._serialized_end=726
-  _globals['_ABORTRESPONSE']._serialized_start=728
-  _globals['_ABORTRESPONSE']._serialized_end=760
-  _globals['_DRAINREQUEST']._serialized_start=762
-  _globals['_DRAINREQUEST']._serialized_end=819
-  _globals['_DRAINRESPONSE']._serialized_start=821
-  _globals['_DRAINRESPONSE']._serialized_end=853
-  _globals['_GETSTATUSREQUEST']._serialized_start=855
-  _globals['_GETSTATUSREQUEST']._serialized_end=873
-  _globals['_GETSTATUSRESPONSE']._serialized_start=876
-  _globals['_GETSTATUSRESPONSE']._serialized_end=1127
-  _globals['_WORKERSERVICE']._serialized_start=1130
-  _globals['_WORKERSERVICE']._serialized_end=1568
+  _globals['_EMBEDRESPONSE']._serialized_end=693
+  _globals['_EMBEDDING']._serialized_start=695
+  _globals['_EMBEDDING']._serialized_end=722
+  _globals['_ABORTREQUEST']._serialized_start=724
+  _globals['_ABORTREQUEST']._serialized_end=757
+  _globals['_ABORTRESPONSE']._serialized_start=759
+  _globals['_ABORTRESPONSE']._serialized_end=791
+  _globals['_DRAINREQUEST']._serialized_start=793
+  _globals['_DRAINREQUEST']._serialized_end=850
+  _globals['_DRAINRESPONSE']._serialized_start=852
+  _globals['_DRAINRESPONSE']._serialized_end=884
+  _globals['_GETSTATUSREQUEST']._serialized_start=886
+  _globals['_GETSTATUSREQUEST']._serialized_end=904
+  _globals['_GETSTATUSRESPONSE']._serialized_start=907
+  _globals['_GETSTATUSRESPONSE']._serialized_end=1158
+  _globals['_LOADADAPTERREQUEST']._serialized_start=1160
+  _globals['_LOADADAPTERREQUEST']._serialized_end=1208
+  _globals['_LOADADAPTERRESPONSE']._serialized_start=1210
+  _globals['_LOADADAPTERRESPONSE']._serialized_end=1281
+  _globals['_LISTADAPTERSREQUEST']._serialized_start=1283
+  _globals['_LISTADAPTERSREQUEST']._serialized_end=1304
+  _globals['_LISTADAPTERSRESPONSE']._serialized_start=1306
+  _globals['_LISTADAPTERSRESPONSE']._serialized_end=1402
+  _globals['_HELDADAPTER']._serialized_start=1404
+  _globals['_HELDADAPTER']._serialized_end=1503
+  _globals['_UNLOADADAPTERREQUEST']._serialized_start=1505
+  _globals['_UNLOADADAPTERREQUEST']._serialized_end=1541
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_start=1543
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=1583
+  _globals['_WORKERSERVICE']._serialized_start=1586
+  _globals['_WORKERSERVICE']._serialized_end=2327
 # @@protoc_insertion_point(module_scope)

@@ -120,7 +120,7 @@ class EmbedRequest(google.protobuf.message.Message):
     TEXTS_FIELD_NUMBER: builtins.int
     @property
     def texts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """texts are what to embed. At least 1, at most 256."""
+        """texts are what to embed. At least 1, at most 256, each of 1 byte to 64 KiB and no longer than the model's context."""
 
     def __init__(
         self,
@@ -138,6 +138,12 @@ class EmbedResponse(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     EMBEDDINGS_FIELD_NUMBER: builtins.int
+    TOKENS_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
+    tokens: builtins.int
+    """tokens is the number of tokens of all texts, special ones included."""
+    model: builtins.str
+    """model is the model that made them."""
     @property
     def embeddings(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Embedding]:
         """embeddings are in the order of the texts."""
@@ -146,8 +152,10 @@ class EmbedResponse(google.protobuf.message.Message):
         self,
         *,
         embeddings: collections.abc.Iterable[global___Embedding] | None = ...,
+        tokens: builtins.int = ...,
+        model: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["embeddings", b"embeddings"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["embeddings", b"embeddings", "model", b"model", "tokens", b"tokens"]) -> None: ...
 
 global___EmbedResponse = EmbedResponse
 
@@ -160,7 +168,7 @@ class Embedding(google.protobuf.message.Message):
     VALUES_FIELD_NUMBER: builtins.int
     @property
     def values(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
-        """values are its components."""
+        """values are its components; their squares sum to 1."""
 
     def __init__(
         self,
@@ -308,3 +316,147 @@ class GetStatusResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["draining", b"draining", "epoch", b"epoch", "kv_blocks_resident", b"kv_blocks_resident", "leases", b"leases", "load", b"load", "spec", b"spec", "worker_id", b"worker_id"]) -> None: ...
 
 global___GetStatusResponse = GetStatusResponse
+
+@typing.final
+class LoadAdapterRequest(google.protobuf.message.Message):
+    """LoadAdapterRequest names an adapter."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    PATH_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """name is what callers say, MODEL:NAME. Required, at most 64 of letters, digits and `._-`."""
+    path: builtins.str
+    """path is its folder, relative to the worker's folder of adapters. Required."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        path: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "path", b"path"]) -> None: ...
+
+global___LoadAdapterRequest = LoadAdapterRequest
+
+@typing.final
+class LoadAdapterResponse(google.protobuf.message.Message):
+    """LoadAdapterResponse says what was loaded."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ADAPTER_FIELD_NUMBER: builtins.int
+    @property
+    def adapter(self) -> downstack.scheduler.v1.scheduler_pb2.Adapter:
+        """adapter is the adapter."""
+
+    def __init__(
+        self,
+        *,
+        adapter: downstack.scheduler.v1.scheduler_pb2.Adapter | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["adapter", b"adapter"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["adapter", b"adapter"]) -> None: ...
+
+global___LoadAdapterResponse = LoadAdapterResponse
+
+@typing.final
+class ListAdaptersRequest(google.protobuf.message.Message):
+    """ListAdaptersRequest asks for the adapters."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___ListAdaptersRequest = ListAdaptersRequest
+
+@typing.final
+class ListAdaptersResponse(google.protobuf.message.Message):
+    """ListAdaptersResponse lists the adapters."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ADAPTERS_FIELD_NUMBER: builtins.int
+    MAX_ADAPTERS_FIELD_NUMBER: builtins.int
+    max_adapters: builtins.int
+    """max_adapters is the most that the worker can hold."""
+    @property
+    def adapters(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___HeldAdapter]:
+        """adapters are sorted by id."""
+
+    def __init__(
+        self,
+        *,
+        adapters: collections.abc.Iterable[global___HeldAdapter] | None = ...,
+        max_adapters: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "max_adapters", b"max_adapters"]) -> None: ...
+
+global___ListAdaptersResponse = ListAdaptersResponse
+
+@typing.final
+class HeldAdapter(google.protobuf.message.Message):
+    """HeldAdapter is an adapter that a worker holds."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ADAPTER_FIELD_NUMBER: builtins.int
+    RUNNING_FIELD_NUMBER: builtins.int
+    WITHDRAWN_FIELD_NUMBER: builtins.int
+    running: builtins.int
+    """running is the number of leases that use it."""
+    withdrawn: builtins.bool
+    """withdrawn says that it takes no more leases and goes with the last one."""
+    @property
+    def adapter(self) -> downstack.scheduler.v1.scheduler_pb2.Adapter:
+        """adapter is the adapter."""
+
+    def __init__(
+        self,
+        *,
+        adapter: downstack.scheduler.v1.scheduler_pb2.Adapter | None = ...,
+        running: builtins.int = ...,
+        withdrawn: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["adapter", b"adapter"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["adapter", b"adapter", "running", b"running", "withdrawn", b"withdrawn"]) -> None: ...
+
+global___HeldAdapter = HeldAdapter
+
+@typing.final
+class UnloadAdapterRequest(google.protobuf.message.Message):
+    """UnloadAdapterRequest names an adapter."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """name is the adapter. Required."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name"]) -> None: ...
+
+global___UnloadAdapterRequest = UnloadAdapterRequest
+
+@typing.final
+class UnloadAdapterResponse(google.protobuf.message.Message):
+    """UnloadAdapterResponse says what still uses it."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RUNNING_FIELD_NUMBER: builtins.int
+    running: builtins.int
+    """running is the number of leases that use it."""
+    def __init__(
+        self,
+        *,
+        running: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["running", b"running"]) -> None: ...
+
+global___UnloadAdapterResponse = UnloadAdapterResponse

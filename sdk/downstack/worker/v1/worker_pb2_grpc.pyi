@@ -31,7 +31,7 @@ class WorkerServiceStub:
         downstack.worker.v1.worker_pb2.EmbedRequest,
         downstack.worker.v1.worker_pb2.EmbedResponse,
     ]
-    """Embed returns embeddings, where the worker's model makes them."""
+    """Embed returns embeddings, where the worker's model makes them. A worker either generates or embeds."""
 
     Abort: grpc.UnaryUnaryMultiCallable[
         downstack.worker.v1.worker_pb2.AbortRequest,
@@ -51,6 +51,24 @@ class WorkerServiceStub:
     ]
     """GetStatus returns what the worker is and how busy it is."""
 
+    LoadAdapter: grpc.UnaryUnaryMultiCallable[
+        downstack.worker.v1.worker_pb2.LoadAdapterRequest,
+        downstack.worker.v1.worker_pb2.LoadAdapterResponse,
+    ]
+    """LoadAdapter loads a LoRA adapter. Under a name that is taken it replaces the one before. Repeating it is harmless."""
+
+    ListAdapters: grpc.UnaryUnaryMultiCallable[
+        downstack.worker.v1.worker_pb2.ListAdaptersRequest,
+        downstack.worker.v1.worker_pb2.ListAdaptersResponse,
+    ]
+    """ListAdapters lists the adapters that the worker holds."""
+
+    UnloadAdapter: grpc.UnaryUnaryMultiCallable[
+        downstack.worker.v1.worker_pb2.UnloadAdapterRequest,
+        downstack.worker.v1.worker_pb2.UnloadAdapterResponse,
+    ]
+    """UnloadAdapter withdraws an adapter: no lease begins with it any more, and with the last running one it is gone."""
+
 class WorkerServiceAsyncStub:
     """WorkerService runs what a ticket allows."""
 
@@ -64,7 +82,7 @@ class WorkerServiceAsyncStub:
         downstack.worker.v1.worker_pb2.EmbedRequest,
         downstack.worker.v1.worker_pb2.EmbedResponse,
     ]
-    """Embed returns embeddings, where the worker's model makes them."""
+    """Embed returns embeddings, where the worker's model makes them. A worker either generates or embeds."""
 
     Abort: grpc.aio.UnaryUnaryMultiCallable[
         downstack.worker.v1.worker_pb2.AbortRequest,
@@ -84,6 +102,24 @@ class WorkerServiceAsyncStub:
     ]
     """GetStatus returns what the worker is and how busy it is."""
 
+    LoadAdapter: grpc.aio.UnaryUnaryMultiCallable[
+        downstack.worker.v1.worker_pb2.LoadAdapterRequest,
+        downstack.worker.v1.worker_pb2.LoadAdapterResponse,
+    ]
+    """LoadAdapter loads a LoRA adapter. Under a name that is taken it replaces the one before. Repeating it is harmless."""
+
+    ListAdapters: grpc.aio.UnaryUnaryMultiCallable[
+        downstack.worker.v1.worker_pb2.ListAdaptersRequest,
+        downstack.worker.v1.worker_pb2.ListAdaptersResponse,
+    ]
+    """ListAdapters lists the adapters that the worker holds."""
+
+    UnloadAdapter: grpc.aio.UnaryUnaryMultiCallable[
+        downstack.worker.v1.worker_pb2.UnloadAdapterRequest,
+        downstack.worker.v1.worker_pb2.UnloadAdapterResponse,
+    ]
+    """UnloadAdapter withdraws an adapter: no lease begins with it any more, and with the last running one it is gone."""
+
 class WorkerServiceServicer(metaclass=abc.ABCMeta):
     """WorkerService runs what a ticket allows."""
 
@@ -101,7 +137,7 @@ class WorkerServiceServicer(metaclass=abc.ABCMeta):
         request: downstack.worker.v1.worker_pb2.EmbedRequest,
         context: _ServicerContext,
     ) -> typing.Union[downstack.worker.v1.worker_pb2.EmbedResponse, collections.abc.Awaitable[downstack.worker.v1.worker_pb2.EmbedResponse]]:
-        """Embed returns embeddings, where the worker's model makes them."""
+        """Embed returns embeddings, where the worker's model makes them. A worker either generates or embeds."""
 
     @abc.abstractmethod
     def Abort(
@@ -126,5 +162,29 @@ class WorkerServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[downstack.worker.v1.worker_pb2.GetStatusResponse, collections.abc.Awaitable[downstack.worker.v1.worker_pb2.GetStatusResponse]]:
         """GetStatus returns what the worker is and how busy it is."""
+
+    @abc.abstractmethod
+    def LoadAdapter(
+        self,
+        request: downstack.worker.v1.worker_pb2.LoadAdapterRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[downstack.worker.v1.worker_pb2.LoadAdapterResponse, collections.abc.Awaitable[downstack.worker.v1.worker_pb2.LoadAdapterResponse]]:
+        """LoadAdapter loads a LoRA adapter. Under a name that is taken it replaces the one before. Repeating it is harmless."""
+
+    @abc.abstractmethod
+    def ListAdapters(
+        self,
+        request: downstack.worker.v1.worker_pb2.ListAdaptersRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[downstack.worker.v1.worker_pb2.ListAdaptersResponse, collections.abc.Awaitable[downstack.worker.v1.worker_pb2.ListAdaptersResponse]]:
+        """ListAdapters lists the adapters that the worker holds."""
+
+    @abc.abstractmethod
+    def UnloadAdapter(
+        self,
+        request: downstack.worker.v1.worker_pb2.UnloadAdapterRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[downstack.worker.v1.worker_pb2.UnloadAdapterResponse, collections.abc.Awaitable[downstack.worker.v1.worker_pb2.UnloadAdapterResponse]]:
+        """UnloadAdapter withdraws an adapter: no lease begins with it any more, and with the last running one it is gone."""
 
 def add_WorkerServiceServicer_to_server(servicer: WorkerServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
