@@ -21,6 +21,7 @@ class BlockPool:
         # The same content may be in several blocks: requests that computed it at the same time.
         self._by_hash: dict[int, OrderedDict[int, None]] = {}
         self._changes: list[KvChange] = []
+        self.releases = 0
 
     @property
     def free(self) -> int:
@@ -75,6 +76,7 @@ class BlockPool:
 
         Callers give a sequence's blocks in reverse, so that the tail of a prompt goes before its head.
         """
+        self.releases += 1
         unhashed = []
         for block in blocks:
             self._refs[block] -= 1
@@ -94,6 +96,11 @@ class BlockPool:
         self._hashes = [None] * self.size
         self._changes.append(Cleared())
         return True
+
+    @property
+    def changed(self) -> bool:
+        """Whether there are changes to drain."""
+        return bool(self._changes)
 
     def drain_changes(self) -> list[KvChange]:
         """What changed since the last call."""
