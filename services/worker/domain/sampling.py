@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from services.kit.errors import DownstackError, Reason, Violations
+from services.worker.domain.constraints import check_regex, check_schema
 
 MAX_ANSWERS = 8
 MAX_LOGPROBS = 20
@@ -61,12 +62,16 @@ def check_prompt(prompt: Sequence[int], bounds: Bounds) -> None:
 
 
 def check_sampling(sampling: Sampling, bounds: Bounds) -> None:
-    """Raises DownstackError PARAM_OUT_OF_RANGE with every parameter that is out of its range."""
+    """Raises DownstackError PARAM_OUT_OF_RANGE with every parameter that is out of its range, or BAD_SCHEMA."""
     found = Violations()
     _check_ranges(sampling, bounds, found)
     _check_lists(sampling, bounds, found)
     _check_constraint(sampling, found)
     found.check()
+    if sampling.json_schema is not None:
+        check_schema(sampling.json_schema)
+    if sampling.regex is not None:
+        check_regex(sampling.regex)
 
 
 def _check_ranges(sampling: Sampling, bounds: Bounds, found: Violations) -> None:

@@ -1,5 +1,6 @@
 """The limits of sampling parameters and prompts."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -31,6 +32,22 @@ def test_a_parameter_out_of_range_is_named(field: str, value: object) -> None:
     assert [violation.field for violation in caught.value.violations] == [f"sampling.{field}"]
 
 
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        {"json_schema": "{"}, {"json_schema": "7"}, {"json_schema": "[" * 30_000}, {"json_schema": '{"a": ' * 9000},
+        {"json_schema": '{"a": ' * 33 + "1" + "}" * 33}, {"json_schema": json.dumps({"enum": list(range(4001))})},
+        {"json_schema": '{"minimum": ' + "9" * 5000 + "}"}, {"regex": "a\0b"},
+    ],
+)  # fmt: skip
+def test_a_constraint_that_no_compiler_should_see_is_refused(constraint: dict[str, str]) -> None:
+    """BAD_SCHEMA, without a word of the constraint in it."""
+    with pytest.raises(DownstackError) as caught:
+        check_sampling(replace(GOOD, **constraint), BOUNDS)  # type: ignore[arg-type]
+    assert caught.value.reason == Reason.BAD_SCHEMA
+    assert len(caught.value.message) < 100
+
+
 def test_everything_that_is_wrong_is_told_at_once() -> None:
     """Three faults, three violations."""
     with pytest.raises(DownstackError) as caught:
@@ -44,6 +61,7 @@ def test_the_limits_themselves_are_allowed() -> None:
     """The defaults, and every parameter at its bound."""
     check_sampling(GOOD, BOUNDS)
     check_sampling(replace(GOOD, temperature=2, top_p=1, top_k=50, n=8, logprobs=20, seed=2**63 - 1), BOUNDS)
+    check_sampling(replace(GOOD, json_schema='{"a": ' * 31 + "1" + "}" * 31), BOUNDS)
     check_sampling(replace(GOOD, stop=("é" * 128,) * 16, stop_token_ids=(49,) * 64, regex="x" * 8192), BOUNDS)
 
 

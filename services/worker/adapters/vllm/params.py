@@ -11,6 +11,9 @@ from services.worker.ports import Ending, EngineOutput, TokenLogprob
 # vLLM's names of finish reasons. An error or a repetition has no ending here, and the request fails.
 _ENDINGS: Mapping[str, Ending] = {"stop": Ending.STOP, "length": Ending.LENGTH, "abort": Ending.ABORT}
 
+# Below these a share is none, and a logit divided by a penalty is infinite, in the numbers that vLLM computes with.
+_LEAST_TOP_P, _LEAST_PENALTY = 1e-6, 1e-3
+
 
 def vllm_params(sampling: Sampling) -> Any:
     """VLLM's SamplingParams."""
@@ -24,12 +27,12 @@ def vllm_params(sampling: Sampling) -> Any:
         max_tokens=sampling.max_tokens,
         min_tokens=sampling.min_tokens,
         temperature=sampling.temperature,
-        top_p=sampling.top_p,
+        top_p=max(sampling.top_p, _LEAST_TOP_P),
         top_k=sampling.top_k,
         min_p=sampling.min_p,
         frequency_penalty=sampling.frequency_penalty,
         presence_penalty=sampling.presence_penalty,
-        repetition_penalty=sampling.repetition_penalty,
+        repetition_penalty=max(sampling.repetition_penalty, _LEAST_PENALTY),
         seed=sampling.seed,
         logprobs=sampling.logprobs,
         stop=list(sampling.stop),
