@@ -90,6 +90,12 @@ class SchedulerSettings(ServiceSettings, PostgresSettings, EventSettings, Accoun
     look_ahead: int = Field(default=_L.look_ahead, ge=0, le=1024)
     """Requests that a worker may hold beyond its batch."""
 
+    prefix_ahead: int = Field(default=_L.prefix_ahead, ge=0, le=1024)
+    """Further requests for a worker that holds more than half of their prompts."""
+
+    prefill_ahead_ms: float = Field(default=_L.prefill_ahead_ms, ge=0)
+    """Prompts that a worker may hold before it is given more, in milliseconds of computing."""
+
     ageing_s: float = Field(default=_L.ageing_s, gt=0)
     """Waiting time that lifts a request by one priority class."""
 

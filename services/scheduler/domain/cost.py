@@ -102,3 +102,12 @@ def late(predicted: Estimate, objectives: Objectives, *, left_ms: float) -> Floa
     waiting = ttft + objectives.decode_share * (total - ttft)
     cost: Floats = (objectives.per_second * waiting + objectives.per_second_late * overdue) / 1000
     return cost
+
+
+def marginal(predicted: Estimate, objectives: Objectives, *, left_ms: float) -> Floats:
+    """What a further millisecond until the first token would cost the caller."""
+    late_by_objective = predicted.ttft_ms >= objectives.ttft_ms
+    late_by_deadline = predicted.total_ms >= left_ms
+    overdue = late_by_objective.astype(np.float64) + late_by_deadline
+    cost: Floats = (objectives.per_second + objectives.per_second_late * overdue) / 1000
+    return cost

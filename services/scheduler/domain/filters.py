@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from services.scheduler.domain.grammar import Binding, Filter, Group
+from services.scheduler.domain.limits import Limits
 from services.scheduler.domain.request import Request
-from services.scheduler.domain.roster import NANO, Bools, Columns, without
+from services.scheduler.domain.roster import NANO, Bools, Columns, Floats, without
 
 
 class Ready:
@@ -49,27 +50,42 @@ class Bounds:
         return request.max_cost is None or group.charges_nano <= request.max_cost * NANO
 
 
-def has_place(columns: Columns, *, look_ahead: int) -> Bools:
+def has_place(columns: Columns, *, look_ahead: int | Floats) -> Bools:
     """Which workers hold less than their batch and the look-ahead. An idle one always takes a request."""
     return columns.requests < np.maximum(1, columns.max_num_seqs + look_ahead)
 
 
+def has_room(columns: Columns, limits: Limits) -> Bools:
+    """Which workers should be given more: neither their batch nor what waits before it is full."""
+    short: Bools = (columns.backlog_ms <= limits.prefill_ahead_ms) | (columns.requests == 0)
+    return (columns.ready > 0) & short & has_place(columns, look_ahead=limits.look_ahead)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capacity:
-    """Excludes workers that are full: what waits, waits where its order can still change."""
+    """Excludes workers that are full: what waits, waits where its order can still change.
+
+    A worker that holds more than half of the prompt may be given some more: elsewhere the prompt would have to be
+    computed again, which makes all others wait.
+    """
 
     look_ahead: int
+    prefix_ahead: int
     name: str = "capacity"
 
     def admits(self, group: Group, _request: Request, /) -> Bools:
         columns = group.columns
         needed = group.offer.prompt_tokens - group.cached_tokens + group.output_tokens
-        fits: Bools = has_place(columns, look_ahead=self.look_ahead) & (needed <= columns.kv_room)
+        held = 2 * group.cached_tokens > group.offer.prompt_tokens
+        place = has_place(columns, look_ahead=self.look_ahead + self.prefix_ahead * held)
+        fits: Bools = place & (held | (needed <= columns.kv_room))
         idle: Bools = columns.requests == 0
         return fits | idle
 
 
-def required(binding: Binding, *, look_ahead: int) -> tuple[Filter, ...]:
+def required(binding: Binding, limits: Limits) -> tuple[Filter, ...]:
     """The filters of every policy of that binding, in the order in which they name the reason."""
     always = (Ready(), NotTried(), Context(), Bounds())
-    return (*always, Capacity(look_ahead=look_ahead)) if binding is Binding.LATE else always
+    if binding is Binding.AT_ONCE:
+        return always
+    return (*always, Capacity(look_ahead=limits.look_ahead, prefix_ahead=limits.prefix_ahead))

@@ -28,6 +28,10 @@ class Limits:
 
     look_ahead: int = 2
     """Requests that a worker may hold beyond its batch."""
+    prefix_ahead: int = 16
+    """Further requests for a worker that holds more than half of their prompts."""
+    prefill_ahead_ms: float = 1000.0
+    """Prompts that a worker may hold before it is given more, in milliseconds of computing."""
     ageing_s: float = 10.0
     """Waiting time that lifts a request by one priority class."""
     max_wait_s: float = 300.0

@@ -8,7 +8,7 @@ import numpy as np
 from services.kit.errors import DownstackError, Reason
 from services.scheduler.domain.board import Board
 from services.scheduler.domain.cost import cached_tokens, estimate
-from services.scheduler.domain.filters import has_place, required
+from services.scheduler.domain.filters import has_room, required
 from services.scheduler.domain.fleet import Fleet
 from services.scheduler.domain.grammar import Binding, Chance, Group, Policy, Slate, Verdicts
 from services.scheduler.domain.index import BlockIndex
@@ -40,7 +40,7 @@ class Placement:
         self._prices = prices
         self._limits = limits
         self._chance = chance
-        self._filters = (*required(policy.binding, look_ahead=limits.look_ahead), *policy.filters)
+        self._filters = (*required(policy.binding, limits), *policy.filters)
         self._filter_names = tuple(each.name for each in self._filters)
 
     @property
@@ -66,9 +66,8 @@ class Placement:
     def _has_room(self, model: str, excluded: frozenset[str]) -> bool:
         roster = self._view.board.roster(model)
         columns = roster.columns
-        free = columns.ready > 0
-        if self._policy.binding is Binding.LATE:
-            free &= has_place(columns, look_ahead=self._limits.look_ahead)
+        late = self._policy.binding is Binding.LATE
+        free = has_room(columns, self._limits) if late else columns.ready > 0
         if excluded:
             free &= without(roster.rows, excluded, count=len(roster))
         return bool(free.any())

@@ -41,8 +41,10 @@ class Figures(NamedTuple, Generic[T]):
     """The used share of its KV cache as it reported it."""
     waiting: T
     """Requests that wait in its engine as it reported them."""
+    prefills: T
+    """Leases whose prompts are still to be computed."""
     prefill_tokens: T
-    """Prompt tokens of its leases that are still to be computed."""
+    """Tokens of these prompts, without the cached ones."""
     backlog_ms: T
     """Time for the prompts before the next one."""
     queue_ms_per_token: T
@@ -88,6 +90,7 @@ def figures_of(worker: Worker, held: Occupancy, *, number: int) -> Figures[float
         kv_room=spec.kv_tokens - held.kv_tokens,
         kv_usage=worker.load.kv_usage,
         waiting=worker.load.waiting_requests,
+        prefills=held.prefills,
         prefill_tokens=held.prefill_tokens,
         backlog_ms=_backlog_ms(rates, held),
         queue_ms_per_token=beyond * step_ms / spec.max_num_seqs,

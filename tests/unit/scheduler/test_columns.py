@@ -56,16 +56,35 @@ def refusal(desk: Desk, worker: Worker, one: Offer, request: Request, cached: in
     spec, held = worker.spec, desk.brain.book.occupancy(worker.worker_id)
     bill = charge(PRICE, uncached=one.prompt_tokens - cached, cached=cached, output=one.output_tokens or 0)
     needed = one.prompt_tokens - cached + (one.output_tokens or 0)
-    place = held.requests < spec.max_num_seqs + desk.limits.look_ahead
+    prefix = 2 * cached > one.prompt_tokens
+    place = held.requests < spec.max_num_seqs + desk.limits.look_ahead + (desk.limits.prefix_ahead if prefix else 0)
+    room = prefix or held.kv_tokens + needed <= spec.kv_tokens
     reasons = {
         "ready": not worker.ready,
         "not-tried": worker.worker_id in request.excluded_workers,
         "context": one.prompt_tokens >= min(spec.context_tokens, spec.kv_tokens),
         "bounds": (request.min_quality is not None and one.quality < request.min_quality)
         or (request.max_cost is not None and bill > request.max_cost * 1e9),
-        "capacity": held.requests > 0 and not (place and held.kv_tokens + needed <= spec.kv_tokens),
+        "capacity": held.requests > 0 and not (place and room),
     }
     return next((name for name, holds in reasons.items() if holds), "")
+
+
+def has_room(desk: Desk, request: Request) -> bool:
+    """Whether some worker that the request may use holds less than its batch and the look-ahead."""
+    return any(
+        desk.brain.book.occupancy(worker.worker_id).requests < worker.spec.max_num_seqs + desk.limits.look_ahead
+        for worker in desk.brain.fleet
+        if worker.ready
+        and worker.worker_id not in request.excluded_workers
+        and worker.spec.model in {one.model for one in request.offers}
+    )
+
+
+def waiting_prompts(desk: Desk, model: str) -> float:
+    """The prompts that wait on a ready worker, on average."""
+    ready = [worker.worker_id for worker in desk.brain.fleet.serving(model) if worker.ready]
+    return sum(desk.brain.book.occupancy(worker_id).prefills for worker_id in ready) / max(1, len(ready))
 
 
 def predicted(desk: Desk, worker: Worker, one: Offer, request: Request, cached: int) -> tuple[float, float, float]:
@@ -86,11 +105,17 @@ def predicted(desk: Desk, worker: Worker, one: Offer, request: Request, cached: 
     cost = (prefill + decode / batch) * spec.price_per_hour_nano / 1e9 / 3_600_000
     if not spec.price_per_hour_nano:
         cost = charge(PRICE, uncached=one.prompt_tokens - cached, cached=cached, output=output) / 1e9
-    wish = DEFAULT_OBJECTIVES[request.priority]
-    overdue = max(0.0, ttft - wish.ttft_ms) + max(0.0, total - 1000 * (request.deadline_at - desk.now))
-    waiting = wish.per_second * (ttft + wish.decode_share * (total - ttft)) + wish.per_second_late * overdue
-    value = 1.0 if request.value is None else request.value
-    return ttft, total, value * one.quality - cost - waiting / 1000
+    wish, left = DEFAULT_OBJECTIVES[request.priority], 1000 * (request.deadline_at - desk.now)
+    overdue = max(0.0, ttft - wish.ttft_ms) + max(0.0, total - left)
+    late = wish.per_second * (ttft + wish.decode_share * (total - ttft)) + wish.per_second_late * overdue
+    slope = wish.per_second + wish.per_second_late * ((ttft >= wish.ttft_ms) + (total >= left))
+    others = 1.0 + 6.0 * waiting_prompts(desk, one.model) + 0.05 * (held.requests - held.prefills)
+    late += prefill * slope * others
+    value = request.value
+    if value is None:
+        value = 1.0 if request.min_quality is None and request.max_cost is None else 0.0
+        cost = 0.0 if request.max_cost is not None and request.min_quality is None else cost
+    return ttft, total, value * one.quality - cost - late / 1000
 
 
 def expected(desk: Desk, request: Request) -> dict[tuple[str, str], tuple[str, float, float, float]]:
@@ -107,7 +132,7 @@ def expected(desk: Desk, request: Request) -> dict[tuple[str, str], tuple[str, f
 
 
 def fleet_of(machines_here: Sequence[dict[str, Any]], faults: dict[int, str]) -> Desk:
-    desk = Desk(look_ahead=1)
+    desk = Desk(look_ahead=1, prefix_ahead=1, prefill_ahead_ms=1e9)
     for number, machine in enumerate(machines_here):
         worker_id = f"w{number}"
         desk.hello(worker_id, **machine)
@@ -150,6 +175,7 @@ def test_a_decision_is_the_best_of_all_workers(
         request = request_of(desk, number, ask)
         foreseen = expected(desk, request)
         scores = [score for refused, _, _, score in foreseen.values() if not refused]
+        roomy = has_room(desk, request)
         call, found = desk.ask(
             request.request_id,
             **{
@@ -158,7 +184,7 @@ def test_a_decision_is_the_best_of_all_workers(
             },
         )
         placed = next((each for each in found if isinstance(each, Place)), None)
-        assert (placed is not None) == bool(scores)
+        assert (placed is not None) == (bool(scores) and roomy)
         if placed is None:
             desk.abandon(call)
             continue

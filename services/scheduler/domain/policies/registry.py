@@ -13,7 +13,7 @@ from services.scheduler.domain.policies.least_loaded import least_loaded
 from services.scheduler.domain.policies.llm_d import LlmDWeights, llm_d
 from services.scheduler.domain.policies.llm_d_affinity import LlmDAffinityWeights, llm_d_affinity
 from services.scheduler.domain.policies.mooncake import mooncake
-from services.scheduler.domain.policies.ours import ours
+from services.scheduler.domain.policies.ours import WorthWeights, ours
 from services.scheduler.domain.policies.preble import PrebleWeights, preble
 from services.scheduler.domain.policies.round_robin import round_robin
 from services.scheduler.domain.policies.session_hash import SessionHashWeights, session_hash
@@ -37,7 +37,7 @@ def policies(
     `weights` are by policy and name, for those that differ from the policy's defaults. Raises UnknownWeightError.
     """
     known: dict[str, tuple[Callable[..., Policy], Any]] = {
-        "worth": (partial(ours, objectives, value=value), None),
+        "worth": (partial(ours, objectives=objectives, value=value), WorthWeights()),
         "random": (uniform, None),
         "round-robin": (round_robin, None),
         "least-loaded": (least_loaded, None),
