@@ -7,6 +7,7 @@ import typer
 from downstack.cli import accounts, documents, events, inference, ledger, local, run
 from downstack.cli.chat import chat
 from downstack.cli.demo import demo
+from downstack.cli.replay import replay
 
 app = typer.Typer(
     help="Serve language models: run Downstack on this machine, and use it.",
@@ -18,7 +19,7 @@ app = typer.Typer(
 _COMMANDS: tuple[Callable[..., None], ...] = (
     *(run.up, run.down, local.status, local.logs, local.doctor, demo),
     *(chat, inference.generate, inference.models, inference.explain),
-    *(documents.ingest, documents.search, ledger.usage),
+    *(documents.ingest, documents.search, ledger.usage, replay),
 )
 for command in _COMMANDS:
     app.command()(command)

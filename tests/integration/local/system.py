@@ -26,13 +26,13 @@ class System:
 
     folder: DataFolder
 
-    def run(self, *argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def run(self, *argv: str, check: bool = True, budget_s: float = BUDGET_S) -> subprocess.CompletedProcess[str]:
         """A command of ours on this folder."""
         done = subprocess.run(
             [COMMAND, *argv, "--data-dir", str(self.folder.path)],
             capture_output=True,
             text=True,
-            timeout=BUDGET_S,
+            timeout=budget_s,
             check=False,
             env={name: value for name, value in os.environ.items() if not name.startswith("DOWNSTACK_")},
         )
