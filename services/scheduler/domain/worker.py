@@ -1,7 +1,7 @@
 """A worker as the scheduler sees it: what it is, how fast, how busy."""
 
 import math
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from enum import Enum
 
 # No step of an engine takes longer than eleven days.
@@ -23,7 +23,14 @@ class Rates:
 
     def plausible(self) -> bool:
         """Whether the numbers can be those of an engine: not negative, not all zero, none beyond all measure."""
-        numbers = astuple(self)
+        numbers = (
+            self.prefill_base_ms,
+            self.prefill_ms_per_token,
+            self.decode_base_ms,
+            self.decode_ms_per_request,
+            self.prefill_ms_per_pair,
+            self.decode_ms_per_context_token,
+        )
         return all(0 <= number <= MAX_RATE_MS for number in numbers) and any(numbers)
 
 
