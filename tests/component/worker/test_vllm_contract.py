@@ -105,12 +105,11 @@ async def test_without_stream_each_answer_comes_at_once(open_stub: VllmEngineStu
 
 async def test_each_request_has_a_lease_and_a_usage_record(open_stub: VllmEngineStub, rig: Rig) -> None:
     """Of the configured tenant; the scheduler hears of the lease as of any other."""
-    async for _ in open_stub.Generate(asked([3] * 20)):
-        pass
+    await read(open_stub.Generate(asked([3] * 20, request_id="gateway-7")))
     (record,) = records(rig)
     assert record.grant.tenant_id == TENANT
     assert (record.usage.input_total, record.usage.output_total) == (20, 8)
-    assert record.grant.labels == {"contract": "vllm.grpc.engine.VllmEngine"}
+    assert record.grant.labels == {"contract": "vllm.grpc.engine.VllmEngine", "request": "gateway-7"}
     assert record.cost.nano_units == 0
     await rig.scheduler.until(lambda seen: record.grant.lease_id in seen.finished)
 

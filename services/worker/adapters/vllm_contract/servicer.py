@@ -16,7 +16,6 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from services.kit.blocks import root_hash
 from services.kit.channel import remaining_s
 from services.kit.clock import Clock
-from services.kit.context import current_request_id
 from services.kit.errors import DownstackError, Reason
 from services.kit.identity import Access, Identity, current_identity
 from services.kit.ids import new_id
@@ -45,6 +44,7 @@ _METHODS = (
 )
 _MEMBERS = Access.any_of(Access.service("router", "worker"), Access.scope("generate"))
 _LEASE_LIFE_S = 60.0
+_LABEL_CHARACTERS = 64
 _MAX_BLOCKS = 200_000
 
 
@@ -242,7 +242,8 @@ class VllmContractServicer(vllm_engine_pb2_grpc.VllmEngineServicer):
         worker, now = self._worker, self._clock.now()
         grant = LeaseGrant(
             lease_id=new_id("lse"),
-            request_id=current_request_id(),
+            # Its own, even where a calling worker sends its request's: to the scheduler that would be the same attempt.
+            request_id=new_id("req"),
             attempt=1,
             tenant_id=caller.tenant_id,
             key_id=caller.key_id,
@@ -254,7 +255,7 @@ class VllmContractServicer(vllm_engine_pb2_grpc.VllmEngineServicer):
             cache_salt=f"{caller.tenant_id}/{asked.salt}",
             prompt_tokens=len(asked.prompt),
             priority=Priority.PRIORITY_STANDARD,
-            labels={"contract": NAME},
+            labels={"contract": NAME, "request": asked.request_id[:_LABEL_CHARACTERS]},
         )
         grant.granted_at.FromNanoseconds(round(now * 1e9))
         grant.expires_at.FromNanoseconds(round((now + _LEASE_LIFE_S) * 1e9))
