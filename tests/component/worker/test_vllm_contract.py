@@ -5,11 +5,9 @@ import io
 import zipfile
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import Any
 
 import grpc
 import pytest
-from downstack.events.v1.events_pb2 import UsageRecorded
 from downstack.smg import common_pb2
 from downstack.smg import vllm_engine_pb2 as pb
 from downstack.smg.vllm_engine_pb2_grpc import VllmEngineStub
@@ -17,42 +15,15 @@ from downstack.types.v1.usage_pb2 import FinishReason
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 
-from services.kit.clock import SystemClock
 from services.kit.errors import Reason
-from services.kit.identity import ASSERTION_KEY, Identity, sign_assertion
 from services.kit.models import BUILTIN_SIM, Tokenizer
-from services.kit.status import error_from_rpc
 from services.worker.adapters.sim.engine import SimEngine
+from tests.support.contract_calls import as_tenant, asked, read, records, refusal
 from tests.support.prompts import greedy
 from tests.support.remote_engine import TENANT, asserted, contract_server
-from tests.support.worker_rig import LIMITS, SECRET, Rig, worker_rig
+from tests.support.worker_rig import LIMITS, Rig, worker_rig
 
 OTHER = "1d6c2b63-7b2f-4d3f-8b66-1e2d4d2e0a21"
-
-
-def asked(prompt: list[int], *, request_id: str = "", stream: bool = True, **sampling: object) -> pb.GenerateRequest:
-    values = {"max_tokens": 8, "temperature": 0, "ignore_eos": True, **sampling}
-    params = pb.SamplingParams(**values)  # type: ignore[arg-type]
-    tokenized = pb.TokenizedInput(input_ids=prompt)
-    return pb.GenerateRequest(request_id=request_id, tokenized=tokenized, sampling_params=params, stream=stream)
-
-
-def as_tenant(tenant_id: str, *, scopes: tuple[str, ...] = ("generate",)) -> tuple[tuple[str, str], ...]:
-    identity = Identity(tenant_id, "ann", (), frozenset(scopes), "key12345")
-    return ((ASSERTION_KEY, sign_assertion(identity, secret=SECRET, now=SystemClock().now())),)
-
-
-@pytest.fixture
-async def contract_channel(rig: Rig, tokenizer: Tokenizer) -> AsyncIterator[grpc.aio.Channel]:
-    """To the contract, open to everybody."""
-    server = contract_server(rig.worker, tokenizer, model_path=BUILTIN_SIM, access="open")
-    async with server as target, grpc.aio.insecure_channel(target) as channel:
-        yield channel
-
-
-@pytest.fixture
-def open_stub(contract_channel: grpc.aio.Channel) -> VllmEngineStub:
-    return VllmEngineStub(contract_channel)
 
 
 @pytest.fixture
@@ -61,24 +32,6 @@ async def stub(rig: Rig, tokenizer: Tokenizer) -> AsyncIterator[VllmEngineStub]:
     server = contract_server(rig.worker, tokenizer, model_path=BUILTIN_SIM, tenant_id="")
     async with server as target, grpc.aio.insecure_channel(target) as channel:
         yield VllmEngineStub(channel)
-
-
-async def read(call: Any) -> list[Any]:
-    """The whole stream."""
-    return [message async for message in call]
-
-
-async def refusal(call: object) -> Reason:
-    """Why a call was refused."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await (read(call) if hasattr(call, "__aiter__") else call)  # type: ignore[misc]
-    error = error_from_rpc(caught.value)
-    assert "code" not in error.metadata, "every refusal has an ErrorInfo"
-    return error.reason
-
-
-def records(rig: Rig) -> list[UsageRecorded]:
-    return [UsageRecorded.FromString(event.payload) for event in rig.journal.events]
 
 
 async def test_a_stream_has_chunks_and_an_end(open_stub: VllmEngineStub, rig: Rig) -> None:
@@ -161,46 +114,6 @@ async def test_a_caller_who_leaves_frees_the_engine(open_stub: VllmEngineStub, r
     assert [record.finish_reason for record in records(rig)] == [FinishReason.FINISH_REASON_CANCELLED]
     ends = [message async for message in open_stub.Generate(asked([7] * 40, request_id="gone"))]
     assert ends[-1].complete.finish_reason == "length"
-
-
-UNSUPPORTED = {
-    "logit_bias": pb.GenerateRequest(sampling_params=pb.SamplingParams(logit_bias={1: 1.0})),
-    "prompt_logprobs": pb.GenerateRequest(sampling_params=pb.SamplingParams(prompt_logprobs=1)),
-    "truncate": pb.GenerateRequest(sampling_params=pb.SamplingParams(truncate_prompt_tokens=1)),
-    "grammar": pb.GenerateRequest(sampling_params=pb.SamplingParams(grammar="root ::= 'a'")),
-    "choice": pb.GenerateRequest(sampling_params=pb.SamplingParams(choice=pb.ChoiceConstraint(choices=["a"]))),
-    "media": pb.GenerateRequest(media_refs=pb.MediaRefs()),
-    "pixels": pb.GenerateRequest(mm_inputs=pb.MultimodalInputs(pixel_values=pb.TensorData())),
-    "transfer": pb.GenerateRequest(kv_transfer_params_json="{}"),
-    "rank": pb.GenerateRequest(data_parallel_rank=1),
-    "regex on this engine": pb.GenerateRequest(sampling_params=pb.SamplingParams(regex="a+")),
-}
-
-
-@pytest.mark.parametrize("what", list(UNSUPPORTED))
-async def test_what_cannot_be_honoured_is_refused(open_stub: VllmEngineStub, rig: Rig, what: str) -> None:
-    """UNSUPPORTED_FEATURE rather than an answer to another question."""
-    request = asked([5] * 20)
-    request.MergeFrom(UNSUPPORTED[what])
-    assert await refusal(open_stub.Generate(request)) == Reason.UNSUPPORTED_FEATURE
-    assert all(record.usage.output_total == 0 for record in records(rig))
-
-
-@pytest.mark.parametrize(
-    ("request_", "reason"),
-    [
-        (asked([]), Reason.PARAM_OUT_OF_RANGE),
-        (asked([10**6]), Reason.PARAM_OUT_OF_RANGE),
-        (asked([1] * 512), Reason.PROMPT_TOO_LONG),
-        (asked([1], temperature=3.0), Reason.PARAM_OUT_OF_RANGE),
-        (asked([1], logprobs=-1), Reason.PARAM_OUT_OF_RANGE),
-        (asked([1], n=9), Reason.PARAM_OUT_OF_RANGE),
-        (asked([1], request_id="x" * 257), Reason.PARAM_OUT_OF_RANGE),
-    ],
-)
-async def test_bad_input_is_refused(open_stub: VllmEngineStub, request_: pb.GenerateRequest, reason: Reason) -> None:
-    """The same limits as at the worker's own contract."""
-    assert await refusal(open_stub.Generate(request_)) == reason
 
 
 async def test_an_answer_is_cut_to_the_context(open_stub: VllmEngineStub) -> None:
