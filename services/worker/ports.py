@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from services.worker.domain.adapters import Adapter
 from services.worker.domain.mirror import KvChange
 from services.worker.domain.rates import Rates
 from services.worker.domain.sampling import Sampling
@@ -122,9 +123,18 @@ class Engine(Protocol):
         ...
 
     def generate(
-        self, prompt_token_ids: Sequence[int], sampling: Sampling, *, request_id: str, cache_salt: str, priority: int
+        self,
+        prompt_token_ids: Sequence[int],
+        sampling: Sampling,
+        *,
+        request_id: str,
+        cache_salt: str,
+        priority: int,
+        adapter: str = "",
     ) -> AsyncIterator[EngineOutput]:
         """Runs a request. Of two that wait, the one with the lower `priority` goes first.
+
+        `adapter` is the id of an adapter that was loaded. Empty: none.
 
         Ends after the ending of the last answer, or soon after `abort`; closing the iterator aborts, too.
 
@@ -135,6 +145,18 @@ class Engine(Protocol):
 
     async def abort(self, request_ids: Iterable[str]) -> None:
         """Ends requests at once. Unknown ones are ignored."""
+        ...
+
+    async def load_adapter(self, adapter: Adapter) -> None:
+        """Makes an adapter ready. Repeating it is harmless.
+
+        Raises:
+            DownstackError: UNSUPPORTED_FEATURE where it does not fit the model, METHOD_DISABLED, ENGINE_DEAD.
+        """
+        ...
+
+    async def unload_adapter(self, adapter: Adapter) -> None:
+        """Forgets an adapter that no request uses. Raises DownstackError ENGINE_DEAD."""
         ...
 
     def kv_events(self) -> AsyncIterator[Sequence[KvChange]]:

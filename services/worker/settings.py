@@ -1,5 +1,6 @@
 """The worker's settings."""
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -53,6 +54,18 @@ class WorkerSettings(ServiceSettings, EventSettings):
 
     model_path: str = BUILTIN_SIM
     """The model's folder. `builtin:sim` is the packaged tokenizer of the simulated engine."""
+
+    adapters: str = Field(default="", pattern=r"^([A-Za-z0-9._-]{1,64}=[^,=]+(,[A-Za-z0-9._-]{1,64}=[^,=]+)*)?$")
+    """The LoRA adapters to start with, NAME=FOLDER[,NAME=FOLDER…]; requests name them MODEL:NAME."""
+
+    adapter_folder: Path | None = None
+    """Below this folder LoadAdapter finds adapters. Unset: only those of `adapters` are there."""
+
+    max_adapters: int = Field(default=0, ge=0, le=64)
+    """The most adapters at once. 0: none; vLLM then does without what they cost."""
+
+    max_adapter_rank: Literal[8, 16, 32, 64, 128, 256] = 16
+    """The highest rank of an adapter. vLLM keeps room for it with each of `max_adapters`."""
 
     device_kind: str = "cpu"
     """The kind of machine, such as `cpu` or `h100`; workers of one kind share their rates."""
@@ -161,6 +174,12 @@ class WorkerSettings(ServiceSettings, EventSettings):
         return [target for target in self.scheduler.split(",") if target]
 
     @property
+    def first_adapters(self) -> list[tuple[str, Path]]:
+        """Name and folder of each adapter to start with."""
+        pairs = [entry.split("=") for entry in self.adapters.split(",") if entry]
+        return [(name, Path(folder).expanduser()) for name, folder in pairs]
+
+    @property
     def name(self) -> str:
         """The worker's id."""
         return self.worker_id or f"wkr-{self.endpoint.rpartition(':')[2]}"
@@ -171,6 +190,8 @@ class WorkerSettings(ServiceSettings, EventSettings):
             raise ValueError("remote_target: is required by the engine `remote`")
         if self.vllm_contract == "open" and not self.vllm_contract_tenant:
             raise ValueError("vllm_contract_tenant: is required where `vllm_contract` is `open`")
+        if len(self.first_adapters) > self.max_adapters:
+            raise ValueError(f"max_adapters: must be at least {len(self.first_adapters)}, for those of `adapters`")
         if self.endpoint.endswith(":0"):
             raise ValueError("advertise: is required where `listen` takes a free port")
         return self

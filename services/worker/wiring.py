@@ -2,18 +2,20 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from downstack.smg.vllm_engine_pb2_grpc import add_VllmEngineServicer_to_server
 from downstack.worker.v1.worker_pb2_grpc import add_WorkerServiceServicer_to_server
 
 from services.kit.clock import Clock, SystemClock
-from services.kit.errors import StartupError
+from services.kit.errors import DownstackError, StartupError
 from services.kit.events.journal import JournalError
 from services.kit.events.outbox import Outbox
 from services.kit.events.relay import Relay
 from services.kit.identity import AssertionAuthenticator, internal_metadata
 from services.kit.models import Tokenizer, model_folder
 from services.kit.run import Binding, ServiceParts
+from services.worker.adapters.adapter_files import AdapterFolder
 from services.worker.adapters.remote.engine import RemoteEngine, RemoteSettings
 from services.worker.adapters.remote.server import Metadata
 from services.worker.adapters.scheduler_link import SchedulerLink
@@ -26,6 +28,7 @@ from services.worker.app.outlet import OutletLimits
 from services.worker.app.reports import WorkerIdentity
 from services.worker.app.uplink import UplinkLimits
 from services.worker.app.worker import Worker, WorkerLimits
+from services.worker.domain.adapters import Adapter
 from services.worker.domain.rates import Rates
 from services.worker.domain.sim.core import Shape
 from services.worker.ports import Engine
@@ -56,7 +59,9 @@ async def wire(settings: WorkerSettings) -> AsyncIterator[ServiceParts]:
 
 def _parts(worker: Worker, settings: WorkerSettings, *, relay: Relay, clock: Clock) -> ServiceParts:
     secret = settings.secret_bytes
-    servicer = WorkerServicer(worker, secret=secret, drain_s=settings.drain_s)
+    folder = AdapterFolder(settings.adapter_folder, max_rank=settings.max_adapter_rank)
+    servicer = WorkerServicer(worker, secret=secret, drain_s=settings.drain_s, adapters=folder)
+    first = [_first_adapter(folder, name, path) for name, path in settings.first_adapters]
     links = [SchedulerLink(worker, target, secret=secret, clock=clock) for target in settings.schedulers]
 
     async def drain() -> None:
@@ -69,7 +74,7 @@ def _parts(worker: Worker, settings: WorkerSettings, *, relay: Relay, clock: Clo
         access=ACCESS,
         authenticator=AssertionAuthenticator(secret, clock),
         tasks=[worker.keep_engine, relay.run, *(link.run for link in links)],
-        ready=worker.start,
+        ready=lambda: worker.start(first),
         on_drain=drain,
         healthy=worker.healthy,
     )
@@ -85,6 +90,13 @@ def _add_contract(
     parts.bindings = [*parts.bindings, Binding(add_VllmEngineServicer_to_server, servicer, vllm_contract.NAME)]
     parts.access = {**parts.access, **vllm_contract.contract_access(contract)}
     parts.endless = [*parts.endless, *vllm_contract.ENDLESS]
+
+
+def _first_adapter(folder: AdapterFolder, name: str, path: Path) -> Adapter:
+    try:
+        return folder.read(name, path)
+    except DownstackError as error:
+        raise StartupError(f"The adapter {name!r} of the setting `adapters`: {error.message}") from error
 
 
 @asynccontextmanager
@@ -190,4 +202,5 @@ def _limits(settings: WorkerSettings) -> WorkerLimits:
         max_leases=settings.max_leases,
         max_remembered=settings.max_remembered,
         needs_scheduler=bool(settings.schedulers),
+        max_adapters=settings.max_adapters,
     )

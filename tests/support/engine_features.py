@@ -10,6 +10,7 @@ class Feature(StrEnum):
 
     CONSTRAINTS = "JSON schemas and regular expressions"
     PRIORITIES = "the lower priority first"
+    ADAPTERS = "LoRA adapters"
     PREFILL_TIME = "how long queue and prefill took"
 
 
@@ -23,6 +24,7 @@ LACKING: Mapping[str, Mapping[Feature, str]] = MappingProxyType(
         "remote": {
             Feature.CONSTRAINTS: "as the engine behind it, whose refusal is passed on",
             Feature.PRIORITIES: _NO_FIELD,
+            Feature.ADAPTERS: _NO_FIELD + "; METHOD_DISABLED",
             Feature.PREFILL_TIME: _NO_FIELD,
         },
     }

@@ -23,6 +23,7 @@ from services.kit.ids import new_id
 from services.kit.server import Binding, ServiceParts, serving
 from services.kit.settings import ServiceSettings
 from services.kit.tickets import sign_ticket
+from services.worker.adapters.adapter_files import AdapterFolder
 from services.worker.adapters.fake_scheduler import FakeScheduler
 from services.worker.adapters.memory_journal import MemoryJournal
 from services.worker.adapters.scheduler_link import SchedulerLink
@@ -156,8 +157,12 @@ async def worker_rig(
     limits: WorkerLimits = LIMITS,
     life_limits: LifeLimits = LIFE,
     restart: Callable[[], Engine] | None = None,
+    adapters: AdapterFolder | None = None,
 ) -> AsyncIterator[Rig]:
-    """A worker around an engine that has not started; `restart` makes the one that follows a lost one."""
+    """A worker around an engine that has not started; `restart` makes the one that follows a lost one.
+
+    It can load adapters from the folder, if there is one.
+    """
     engines = itertools.chain([engine], iter(restart or _no_engine, None))
     clock, scheduler, journal = SystemClock(), FakeScheduler(), MemoryJournal()
     async with scheduler_server(scheduler) as target:
@@ -172,10 +177,9 @@ async def worker_rig(
         life = EngineLife(engines.__next__, limits=life_limits, clock=clock)
         worker = Worker(life, identity, limits=limits, journal=journal, clock=clock)
         link = SchedulerLink(worker, target, secret=SECRET, clock=clock)
+        servicer = WorkerServicer(worker, secret=SECRET, drain_s=5.0, adapters=adapters or AdapterFolder())
         parts = ServiceParts(
-            bindings=[
-                Binding(add_WorkerServiceServicer_to_server, WorkerServicer(worker, secret=SECRET, drain_s=5.0), NAME)
-            ],
+            bindings=[Binding(add_WorkerServiceServicer_to_server, servicer, NAME)],
             access=ACCESS,
             authenticator=AssertionAuthenticator(SECRET, clock),
             ready=worker.start,

@@ -1,5 +1,6 @@
 """downstack.worker.v1.WorkerService."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -10,8 +11,10 @@ from services.kit.channel import remaining_s
 from services.kit.errors import DownstackError, Reason
 from services.kit.identity import Access
 from services.kit.tickets import verify_ticket
+from services.worker.adapters.adapter_files import AdapterFolder
 from services.worker.adapters.wire import engine_priority, sampling_of
 from services.worker.app.lease_run import Work
+from services.worker.app.reports import adapter_of
 from services.worker.app.worker import Worker
 from services.worker.domain.sampling import check_prompt, check_sampling
 
@@ -24,14 +27,21 @@ ACCESS = {
     f"/{NAME}/Abort": _OPERATORS,
     f"/{NAME}/Drain": _OPERATORS,
     f"/{NAME}/GetStatus": _OPERATORS,
+    f"/{NAME}/LoadAdapter": _OPERATORS,
+    f"/{NAME}/ListAdapters": _OPERATORS,
+    f"/{NAME}/UnloadAdapter": _OPERATORS,
 }
+_NO_ADAPTERS = AdapterFolder()
 
 
 class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
     """Checks what comes in, and hands it to the worker."""
 
-    def __init__(self, worker: Worker, *, secret: bytes, drain_s: float) -> None:
+    def __init__(
+        self, worker: Worker, *, secret: bytes, drain_s: float, adapters: AdapterFolder = _NO_ADAPTERS
+    ) -> None:
         self._worker = worker
+        self._adapters = adapters
         self._secret = secret
         self._drain_s = drain_s
 
@@ -78,6 +88,33 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
             draining=worker.draining,
             kv_blocks_resident=worker.kv_blocks_resident,
         )
+
+    async def LoadAdapter(  # noqa: N802
+        self, request: worker_pb2.LoadAdapterRequest, _context: grpc.aio.ServicerContext
+    ) -> worker_pb2.LoadAdapterResponse:
+        """Reads an adapter's files in a thread, and offers it."""
+        await self._worker.until_started()
+        folder = self._adapters.find(request.path)
+        adapter = await asyncio.to_thread(self._adapters.read, request.name, folder)
+        await self._worker.shelf.load(adapter)
+        return worker_pb2.LoadAdapterResponse(adapter=adapter_of(adapter))
+
+    async def ListAdapters(  # noqa: N802
+        self, _request: worker_pb2.ListAdaptersRequest, _context: grpc.aio.ServicerContext
+    ) -> worker_pb2.ListAdaptersResponse:
+        """What is held."""
+        table = self._worker.shelf.table
+        held = [
+            worker_pb2.HeldAdapter(adapter=adapter_of(each.adapter), running=each.running, withdrawn=each.withdrawn)
+            for each in table
+        ]
+        return worker_pb2.ListAdaptersResponse(adapters=held, max_adapters=table.most)
+
+    async def UnloadAdapter(  # noqa: N802
+        self, request: worker_pb2.UnloadAdapterRequest, _context: grpc.aio.ServicerContext
+    ) -> worker_pb2.UnloadAdapterResponse:
+        """Withdraws an adapter."""
+        return worker_pb2.UnloadAdapterResponse(running=self._worker.shelf.unload(request.name).running)
 
     def _work(self, request: worker_pb2.GenerateRequest, *, deadline_s: float | None) -> Work:
         """What is asked, checked as far as that is possible without the engine."""

@@ -171,6 +171,7 @@ class LeaseRun:
             request_id=grant.lease_id,
             cache_salt=grant.cache_salt,
             priority=self._work.priority,
+            adapter=grant.adapter,
         )
         async for output in outputs:
             self._note(output)

@@ -1,10 +1,13 @@
 """What a worker says of itself, in the contract's messages."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from downstack.scheduler.v1 import scheduler_pb2 as pb
 from downstack.scheduler.v1.scheduler_pb2 import LeaseGrant, LeasePhase, LeaseState, LoadReport, Rates, WorkerSpec
 
 from services.worker.app.accounts import token_usage
+from services.worker.domain.adapters import Adapter
 from services.worker.domain.leases import Grant, Lease, Phase
 from services.worker.ports import Engine
 
@@ -33,8 +36,8 @@ class WorkerIdentity:
     price_per_hour_nano: int
 
 
-def spec_of(identity: WorkerIdentity, engine: Engine) -> WorkerSpec:
-    """What a worker is."""
+def spec_of(identity: WorkerIdentity, engine: Engine, *, adapters: Iterable[Adapter]) -> WorkerSpec:
+    """What a worker is, and the adapters that it offers."""
     spec = engine.spec
     return WorkerSpec(
         model=identity.model,
@@ -50,7 +53,13 @@ def spec_of(identity: WorkerIdentity, engine: Engine) -> WorkerSpec:
         price_per_hour_nano=identity.price_per_hour_nano,
         rates=_rates_of(engine),
         kv_events=spec.kv_events,
+        adapters=[adapter_of(adapter) for adapter in adapters],
     )
+
+
+def adapter_of(adapter: Adapter) -> pb.Adapter:
+    """An adapter, for those who place."""
+    return pb.Adapter(name=adapter.name, id=adapter.id, rank=adapter.rank)
 
 
 def load_of(engine: Engine, *, serving: bool) -> LoadReport:

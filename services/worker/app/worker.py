@@ -16,7 +16,9 @@ from services.worker.app.engine_life import EngineLife
 from services.worker.app.lease_run import Desk, LeaseRun, Stop, Work
 from services.worker.app.outlet import OutletLimits
 from services.worker.app.reports import WorkerIdentity, grant_of, load_of, spec_of, state_of
+from services.worker.app.shelf import Shelf
 from services.worker.app.uplink import Uplink, UplinkLimits
+from services.worker.domain.adapters import Adapter
 from services.worker.domain.leases import Counts, Lease, LeaseBook, Phase
 from services.worker.domain.mirror import SnapshotPart
 from services.worker.domain.pace import Pace
@@ -35,6 +37,7 @@ class WorkerLimits:
         max_leases: The most leases at once.
         max_remembered: The most used tickets, and unacknowledged ends, that are remembered.
         needs_scheduler: Whether the worker is ready only once a scheduler has welcomed it.
+        max_adapters: The most adapters at once.
     """
 
     outlet: OutletLimits
@@ -42,6 +45,7 @@ class WorkerLimits:
     max_leases: int
     max_remembered: int
     needs_scheduler: bool
+    max_adapters: int = 0
 
 
 class Worker:
@@ -63,6 +67,7 @@ class Worker:
             max_remembered=limits.max_remembered,
         )
         self._pace = Pace(shortest_s=limits.outlet.flush_s, longest_s=limits.outlet.longest_flush_s)
+        self.shelf = Shelf(life, most=limits.max_adapters, changed=self._introduce_again)
         self._grants: dict[str, LeaseGrant] = {}
         self._runs: dict[str, tuple[LeaseRun, asyncio.Task[None]]] = {}
         self._uplinks: set[Uplink] = set()
@@ -87,9 +92,10 @@ class Worker:
     def kv_blocks_resident(self) -> int:
         return len(self._life.mirror)
 
-    async def start(self) -> None:
-        """Starts the engine; returns when it can serve, and a scheduler knows of it."""
+    async def start(self, adapters: Iterable[Adapter] = ()) -> None:
+        """Starts the engine with these adapters; returns when it can serve, and a scheduler knows of it."""
         await self._life.start()
+        await self.shelf.start(adapters)
         self._started.set()
         if self._limits.needs_scheduler:
             await self._welcomed.wait()
@@ -118,10 +124,15 @@ class Worker:
                     task.cancel()
             await self._end_all(why)
             await self._life.renew()
+            await self.shelf.restore()
             self._book.renew(self._life.epoch)
-            for uplink in self._uplinks:
-                uplink.end()
+            self._introduce_again()
             _log.info("engine_restarted", epoch=self._life.epoch)
+
+    def _introduce_again(self) -> None:
+        """What schedulers were told at first is no longer so: each link begins anew."""
+        for uplink in self._uplinks:
+            uplink.end()
 
     async def _follow_cache(self) -> None:
         """Keeps the mirror, and tells the schedulers of its changes."""
@@ -174,7 +185,13 @@ class Worker:
     def begin(self, work: Work) -> LeaseRun:
         """Starts a lease. Raises DownstackError as LeaseBook.admit does."""
         grant = work.grant
-        lease = self._book.admit(grant_of(grant), now=self._clock.now(), prompt_tokens=len(work.prompt))
+        lease = self._book.admit(
+            grant_of(grant),
+            now=self._clock.now(),
+            prompt_tokens=len(work.prompt),
+            adapters=self.shelf.table.ids if grant.adapter else (),
+        )
+        self.shelf.take(grant.adapter)
         engine = self._life.engine
         name = f"{engine.spec.engine} {engine.spec.engine_version}"
         accounts = Accounts(self._journal, worker_id=self.worker_id, engine=name)
@@ -183,7 +200,7 @@ class Worker:
         self._tell_lease(lease)
         task = asyncio.create_task(run.run(), name=f"lease {grant.lease_id}")
         self._runs[grant.lease_id] = (run, task)
-        task.add_done_callback(lambda _: self._runs.pop(grant.lease_id, None))
+        task.add_done_callback(lambda _: self._ended(grant))
         return run
 
     def cancel(self, lease_ids: Iterable[str], *, cause: Stop = Stop.REVOKED) -> int:
@@ -245,7 +262,7 @@ class Worker:
 
     def spec(self) -> WorkerSpec:
         """What this worker is."""
-        return spec_of(self._identity, self._life.engine)
+        return spec_of(self._identity, self._life.engine, adapters=self.shelf.table.offered)
 
     def load(self) -> LoadReport:
         """How busy it is."""
@@ -265,6 +282,10 @@ class Worker:
 
     def unacknowledged(self) -> list[LeaseState]:
         return [self._state(lease) for lease in self._book.unacknowledged.values()]
+
+    def _ended(self, grant: LeaseGrant) -> None:
+        self._runs.pop(grant.lease_id, None)
+        self.shelf.give_back(grant.adapter)
 
     def _advance(self, lease_id: str, phase: Phase, counts: Counts) -> None:
         lease = self._book.advance(lease_id, phase=phase, counts=counts)

@@ -1,10 +1,11 @@
 """The leases of a worker: which ticket may start one, which ones run, and which ends nobody has acknowledged."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from services.kit.errors import DownstackError, Reason
+from services.worker.domain.adapters import not_found
 
 
 class Phase(StrEnum):
@@ -76,15 +77,17 @@ class LeaseBook:
         """The leases that have ended and that no scheduler has acknowledged."""
         return self._unacknowledged
 
-    def admit(self, grant: Grant, *, now: float, prompt_tokens: int) -> Lease:
-        """Starts the lease of a ticket.
+    def admit(self, grant: Grant, *, now: float, prompt_tokens: int, adapters: Collection[str] = ()) -> Lease:
+        """Starts the lease of a ticket; `adapters` are the ids of those that it may name.
 
         Raises:
             DownstackError: TICKET_INVALID (of another worker, model or prompt), STALE_EPOCH (of an earlier engine),
-                TICKET_EXPIRED, TICKET_USED, UNSUPPORTED_FEATURE (an adapter), OVERLOADED (too many leases).
+                TICKET_EXPIRED, TICKET_USED, ADAPTER_NOT_FOUND, OVERLOADED (too many leases).
         """
         self._forget_expired(now)
         self._check_grant(grant, now=now, prompt_tokens=prompt_tokens)
+        if grant.adapter and grant.adapter not in adapters:
+            raise not_found(grant.adapter)
         if len(self._running) >= self._max_running or len(self._used) >= self._max_remembered:
             raise DownstackError(Reason.OVERLOADED, "This worker runs as many leases as it may.", retry_after_s=1.0)
         self._used[grant.lease_id] = grant.expires_at
@@ -127,8 +130,6 @@ class LeaseBook:
             raise DownstackError(Reason.STALE_EPOCH, "The ticket is for an earlier engine of this worker.")
         if grant.model != self._model:
             raise DownstackError(Reason.TICKET_INVALID, "The ticket is for another model.")
-        if grant.adapter:
-            raise DownstackError(Reason.UNSUPPORTED_FEATURE, "This worker has no adapters.")
         if grant.expires_at < now:
             raise DownstackError(Reason.TICKET_EXPIRED, "The ticket has expired.")
         if grant.lease_id in self._used or grant.lease_id in self._running:

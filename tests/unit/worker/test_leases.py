@@ -35,7 +35,7 @@ def admit(leases: LeaseBook, number: int = 1, *, now: float = 50.0, expires_at: 
         (replace(GRANT, worker_id="other"), Reason.TICKET_INVALID),
         (replace(GRANT, worker_epoch="earlier"), Reason.STALE_EPOCH),
         (replace(GRANT, model="other"), Reason.TICKET_INVALID),
-        (replace(GRANT, adapter="lora"), Reason.UNSUPPORTED_FEATURE),
+        (replace(GRANT, adapter="lora"), Reason.ADAPTER_NOT_FOUND),
         (replace(GRANT, expires_at=49.9), Reason.TICKET_EXPIRED),
         (replace(GRANT, prompt_tokens=11), Reason.TICKET_INVALID),
     ],

@@ -18,6 +18,7 @@ from services.worker.adapters.remote.errors import request_error
 from services.worker.adapters.remote.load import RemoteLoad
 from services.worker.adapters.remote.request import generate_request
 from services.worker.adapters.remote.server import Description, Metadata, RemoteServer
+from services.worker.domain.adapters import Adapter
 from services.worker.domain.mirror import Cleared, KvChange
 from services.worker.domain.rates import Rates
 from services.worker.domain.sampling import Sampling
@@ -102,11 +103,26 @@ class RemoteEngine:
         if self._server is not None:
             await self._server.close()
 
+    async def load_adapter(self, adapter: Adapter) -> None:
+        message = f"A remote engine's contract has no adapters, such as {adapter.name}."
+        raise DownstackError(Reason.METHOD_DISABLED, message)
+
+    async def unload_adapter(self, adapter: Adapter) -> None:
+        """None was loaded."""
+
     async def generate(
-        self, prompt_token_ids: Sequence[int], sampling: Sampling, *, request_id: str, cache_salt: str, priority: int
+        self,
+        prompt_token_ids: Sequence[int],
+        sampling: Sampling,
+        *,
+        request_id: str,
+        cache_salt: str,
+        priority: int,
+        adapter: str = "",
     ) -> AsyncGenerator[EngineOutput, None]:
-        """The contract has no priorities, so `priority` is lost."""
+        """The contract has no priorities, so `priority` is lost; and no adapters, so that none was loaded."""
         del priority
+        assert not adapter
         assert self._server is not None
         reader = AnswerReader(sampling, self._tokenizer)
         flight = self._load.begin(prompt_tokens=len(prompt_token_ids), answers=sampling.n)

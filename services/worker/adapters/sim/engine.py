@@ -9,6 +9,7 @@ from services.kit.blocks import root_hash
 from services.kit.clock import Clock
 from services.kit.errors import DownstackError, Reason, StartupError
 from services.kit.models import StreamDecoder, Tokenizer
+from services.worker.domain.adapters import Adapter, not_found
 from services.worker.domain.mirror import KvChange
 from services.worker.domain.rates import Rates
 from services.worker.domain.sampling import Sampling
@@ -88,6 +89,7 @@ class SimEngine:
         self._work = asyncio.Event()
         self._changes: list[KvChange] = []
         self._changed_kv = asyncio.Event()
+        self._adapters: set[str] = set()
         self._loop: asyncio.Task[None] | None = None
         self._dead = False
 
@@ -133,19 +135,29 @@ class SimEngine:
         self._totals.changed.set()
 
     async def generate(
-        self, prompt_token_ids: Sequence[int], sampling: Sampling, *, request_id: str, cache_salt: str, priority: int
+        self,
+        prompt_token_ids: Sequence[int],
+        sampling: Sampling,
+        *,
+        request_id: str,
+        cache_salt: str,
+        priority: int,
+        adapter: str = "",
     ) -> AsyncGenerator[EngineOutput, None]:
         if sampling.json_schema is not None or sampling.regex is not None:
             raise DownstackError(Reason.UNSUPPORTED_FEATURE, "The simulated engine has no constrained output.")
+        if adapter and adapter not in self._adapters:
+            raise not_found(adapter)
         if self._dead:
             raise _died()
         outputs: asyncio.Queue[EngineOutput] = asyncio.Queue()
-        root = root_hash(model=self._settings.model, tokenizer_revision=self._tokenizer.revision, cache_salt=cache_salt)
+        root = self._root(adapter=adapter, cache_salt=cache_salt)
+        accent = self._root(adapter=adapter, cache_salt="") if adapter else 0
         keys = [f"{request_id}/{index}" for index in range(sampling.n)]
         self._requests[request_id] = keys
         for index, key in enumerate(keys):
             self._answers[key] = self._answer(index, sampling, outputs)
-            self._core.add(self._sequence(key, prompt_token_ids, sampling, root=root, priority=priority))
+            self._core.add(self._sequence(key, prompt_token_ids, sampling, root=root, accent=accent, priority=priority))
         self._work.set()
         self._totals.changed.set()
         try:
@@ -169,6 +181,12 @@ class SimEngine:
             self._core.abort(self._requests.get(request_id, ()))
         self._publish(self._core.pool.drain_changes())
         self._totals.changed.set()
+
+    async def load_adapter(self, adapter: Adapter) -> None:
+        self._adapters.add(adapter.id)
+
+    async def unload_adapter(self, adapter: Adapter) -> None:
+        self._adapters.discard(adapter.id)
 
     async def kv_events(self) -> AsyncGenerator[Sequence[KvChange], None]:
         while True:
@@ -270,8 +288,9 @@ class SimEngine:
         )
 
     def _sequence(
-        self, key: str, prompt: Sequence[int], sampling: Sampling, *, root: int, priority: int
+        self, key: str, prompt: Sequence[int], sampling: Sampling, *, root: int, accent: int, priority: int
     ) -> SimSequence:
+        """`accent` makes the answers of an adapter other ones than the model's."""
         index = int(key.rpartition("/")[2])
         seed = (sampling.seed or 0) * 64 + index if sampling.temperature > 0 else index
         eos = frozenset[int]() if sampling.ignore_eos else self._tokenizer.eos_token_ids
@@ -279,12 +298,16 @@ class SimEngine:
             key=key,
             tokens=list(prompt),
             root=root,
-            stream=self._model.start(prompt, seed=seed % 2**64),
+            stream=self._model.start(prompt, seed=(seed + accent) % 2**64),
             max_tokens=sampling.max_tokens,
             min_tokens=sampling.min_tokens,
             ends=eos | frozenset(sampling.stop_token_ids),
             priority=priority,
         )
+
+    def _root(self, *, adapter: str, cache_salt: str) -> int:
+        settings, revision = self._settings, self._tokenizer.revision
+        return root_hash(model=settings.model, tokenizer_revision=revision, adapter=adapter, cache_salt=cache_salt)
 
     def _forget(self, request_id: str) -> None:
         keys = self._requests.pop(request_id, [])

@@ -20,11 +20,13 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from services.kit.errors import DownstackError, Reason, StartupError
 from services.worker.adapters.vllm.events import BlockTranslator
+from services.worker.adapters.vllm.lora import Loras
 from services.worker.adapters.vllm.params import engine_outputs, vllm_params
 from services.worker.adapters.vllm.processes import kill
 from services.worker.adapters.vllm.pulse import Pulse
 from services.worker.adapters.vllm.stats import Gauges, StatLogger
 from services.worker.adapters.vllm.subscription import Subscription
+from services.worker.domain.adapters import Adapter
 from services.worker.domain.mirror import KvChange
 from services.worker.domain.rates import Rates
 from services.worker.domain.sampling import Sampling
@@ -53,6 +55,7 @@ class VllmEngine:
         self._scratch = scratch
         self._model = model
         self._gauges = Gauges(declared)
+        self._loras = Loras()
         self._llm: Any = None
         self._events: Subscription | None = None
         self._spec: EngineSpec | None = None
@@ -114,13 +117,23 @@ class VllmEngine:
         self._beating = asyncio.create_task(self._pulse.run(), name="pulse of vLLM")
 
     async def generate(
-        self, prompt_token_ids: Sequence[int], sampling: Sampling, *, request_id: str, cache_salt: str, priority: int
+        self,
+        prompt_token_ids: Sequence[int],
+        sampling: Sampling,
+        *,
+        request_id: str,
+        cache_salt: str,
+        priority: int,
+        adapter: str = "",
     ) -> AsyncGenerator[EngineOutput, None]:
+        lora = self._loras.request(adapter)
         steps = self._gauges.steps
         prompt = TokensPrompt(prompt_token_ids=list(prompt_token_ids), cache_salt=cache_salt or None)
         tokens = 0
         try:
-            outputs = self._llm.generate(prompt, vllm_params(sampling), request_id, priority=priority)
+            outputs = self._llm.generate(
+                prompt, vllm_params(sampling), request_id, priority=priority, lora_request=lora
+            )
             async with aclosing(outputs) as stream:
                 async for output in stream:
                     for each in engine_outputs(output, logprobs=sampling.logprobs):
@@ -143,6 +156,13 @@ class VllmEngine:
         if self._llm is not None and not self._llm.errored:
             await self._llm.abort(list(request_ids))
             self._gauges.changed.set()
+
+    async def load_adapter(self, adapter: Adapter) -> None:
+        await self._loras.load(self._llm, adapter)
+
+    async def unload_adapter(self, adapter: Adapter) -> None:
+        if self._llm is not None:
+            await self._loras.unload(self._llm, adapter)
 
     async def kv_events(self) -> AsyncGenerator[Sequence[KvChange], None]:
         assert self._events is not None

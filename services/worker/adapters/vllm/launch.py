@@ -59,6 +59,8 @@ def _arguments(settings: WorkerSettings, *, scratch: Path) -> Any:
     from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: PLC0415
     from vllm.platforms import current_platform  # noqa: PLC0415
 
+    from services.worker.adapters.vllm.lora import lora_arguments  # noqa: PLC0415
+
     on_cpu = current_platform.is_cpu()
     if on_cpu and settings.block_size % 32:
         raise StartupError(f"The block size must be a multiple of 32 on a CPU; it is {settings.block_size}.")
@@ -84,6 +86,7 @@ def _arguments(settings: WorkerSettings, *, scratch: Path) -> Any:
             endpoint=f"ipc://{scratch}/kv-events",
             replay_endpoint=f"ipc://{scratch}/kv-replay",
         ),
+        **lora_arguments(max_adapters=settings.max_adapters, max_rank=settings.max_adapter_rank),
     )
 
 
