@@ -14,11 +14,16 @@ from services.kit.status import error_from_rpc
 from tests.support.worker_rig import SECRET, Rig
 
 
-def asked(prompt: list[int], *, request_id: str = "", stream: bool = True, **sampling: object) -> pb.GenerateRequest:
+def asked(
+    prompt: list[int], *, request_id: str = "", stream: bool = True, salt: str = "", **sampling: object
+) -> pb.GenerateRequest:
     values = {"max_tokens": 8, "temperature": 0, "ignore_eos": True, **sampling}
     params = pb.SamplingParams(**values)  # type: ignore[arg-type]
     tokenized = pb.TokenizedInput(input_ids=prompt)
-    return pb.GenerateRequest(request_id=request_id, tokenized=tokenized, sampling_params=params, stream=stream)
+    request = pb.GenerateRequest(request_id=request_id, tokenized=tokenized, sampling_params=params, stream=stream)
+    if salt:
+        request.mm_inputs.mm_hashes.append(salt)
+    return request
 
 
 def as_tenant(tenant_id: str, *, scopes: tuple[str, ...] = ("generate",)) -> tuple[tuple[str, str], ...]:

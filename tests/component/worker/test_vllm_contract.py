@@ -150,9 +150,7 @@ async def test_kv_events_are_of_the_callers_own_requests(stub: VllmEngineStub) -
     assert [event.WhichOneof("data") for event in first.events] == ["cleared"]
     async for _ in stub.Generate(asked(others), metadata=as_tenant(OTHER)):
         pass
-    request = asked(mine)
-    request.mm_inputs.mm_hashes.append("a-salt")
-    async for _ in stub.Generate(request, metadata=as_tenant(TENANT)):
+    async for _ in stub.Generate(asked(mine, salt="a-salt"), metadata=as_tenant(TENANT)):
         pass
     seen: list[int] = []
     parents: set[int] = set()

@@ -1,6 +1,7 @@
 """What a worker refuses of vLLM's contract, and why."""
 
 import pytest
+from downstack.smg import common_pb2
 from downstack.smg import vllm_engine_pb2 as pb
 from downstack.smg.vllm_engine_pb2_grpc import VllmEngineStub
 
@@ -31,6 +32,16 @@ async def test_what_cannot_be_honoured_is_refused(open_stub: VllmEngineStub, rig
     assert all(record.usage.output_total == 0 for record in records(rig))
 
 
+async def test_subscribers_are_bounded(open_stub: VllmEngineStub) -> None:
+    """STREAM_LIMIT for one too many; one that leaves makes room."""
+    calls = [open_stub.SubscribeKvEvents(common_pb2.SubscribeKvEventsRequest()) for _ in range(64)]
+    for call in calls:
+        await anext(aiter(call))
+    assert await refusal(open_stub.SubscribeKvEvents(common_pb2.SubscribeKvEventsRequest())) == Reason.STREAM_LIMIT
+    for call in calls:
+        call.cancel()
+
+
 @pytest.mark.parametrize(
     ("request_", "reason"),
     [
@@ -41,6 +52,7 @@ async def test_what_cannot_be_honoured_is_refused(open_stub: VllmEngineStub, rig
         (asked([1], logprobs=-1), Reason.PARAM_OUT_OF_RANGE),
         (asked([1], n=9), Reason.PARAM_OUT_OF_RANGE),
         (asked([1], request_id="x" * 257), Reason.PARAM_OUT_OF_RANGE),
+        (asked([1], salt="x" * 1022), Reason.PARAM_OUT_OF_RANGE),
     ],
 )
 async def test_bad_input_is_refused(open_stub: VllmEngineStub, request_: pb.GenerateRequest, reason: Reason) -> None:

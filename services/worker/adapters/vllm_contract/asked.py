@@ -10,6 +10,7 @@ from services.kit.models import Tokenizer
 from services.worker.domain.sampling import Sampling
 
 MAX_REQUEST_ID = 256
+MAX_SALT = 1024
 _ANY_OBJECT = '{"type": "object"}'
 _UNSUPPORTED_CONSTRAINTS = ("grammar", "structural_tag", "choice")
 # How servers of this contract turn the names of images that come without the images into a cache salt.
@@ -37,19 +38,21 @@ def read_request(request: pb.GenerateRequest, tokenizer: Tokenizer) -> Asked:
     """Takes a request apart.
 
     Raises:
-        DownstackError: UNSUPPORTED_FEATURE for what this worker does not have, PARAM_OUT_OF_RANGE for an id that is too
-            long.
+        DownstackError: UNSUPPORTED_FEATURE for what this worker does not have, PARAM_OUT_OF_RANGE for an id or a salt
+            that is too long.
     """
     _check_features(request)
+    salt, found = _salt(request.mm_inputs.mm_hashes), Violations()
     if len(request.request_id) > MAX_REQUEST_ID:
-        found = Violations()
         found.add("request_id", f"must be at most {MAX_REQUEST_ID} characters")
-        found.check()
+    if len(salt) > MAX_SALT:
+        found.add("mm_inputs.mm_hashes", f"must be at most {MAX_SALT} characters together")
+    found.check()
     return Asked(
         request_id=request.request_id,
         prompt=_prompt(request, tokenizer),
         params=request.sampling_params,
-        salt=_salt(request.mm_inputs.mm_hashes),
+        salt=salt,
         stream=request.stream,
     )
 

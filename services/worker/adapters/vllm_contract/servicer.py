@@ -46,6 +46,7 @@ _MEMBERS = Access.any_of(Access.service("router", "worker"), Access.scope("gener
 _LEASE_LIFE_S = 60.0
 _LABEL_CHARACTERS = 64
 _MAX_BLOCKS = 200_000
+_MAX_SUBSCRIBERS = 64
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class VllmContractServicer(vllm_engine_pb2_grpc.VllmEngineServicer):
         # The running requests by tenant and the caller's name, and those of them that were aborted by it.
         self._leases: dict[tuple[str, str], str] = {}
         self._aborted: set[str] = set()
+        self._subscribers = 0
 
     async def Generate(  # noqa: N802  the contract's name
         self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext
@@ -210,9 +212,15 @@ class VllmContractServicer(vllm_engine_pb2_grpc.VllmEngineServicer):
         caller = self._caller()
         if not self._worker.spec().kv_events:
             raise DownstackError(Reason.METHOD_DISABLED, "This worker's engine does not report its KV cache.")
-        async with aclosing(kv_batches(self._worker, self._book, owner=caller.tenant_id)) as batches:
-            async for batch in batches:
-                yield batch
+        if self._subscribers >= _MAX_SUBSCRIBERS:
+            raise DownstackError(Reason.STREAM_LIMIT, "Too many callers subscribe to KV events here.")
+        self._subscribers += 1
+        try:
+            async with aclosing(kv_batches(self._worker, self._book, owner=caller.tenant_id)) as batches:
+                async for batch in batches:
+                    yield batch
+        finally:
+            self._subscribers -= 1
 
     def _caller(self) -> Identity:
         """Whom the request is for."""
