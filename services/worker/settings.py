@@ -9,6 +9,9 @@ from pydantic_settings import SettingsConfigDict
 from services.kit.models import BUILTIN_SIM
 from services.kit.settings import Address, EventSettings, OptionalAddress, ServiceSettings
 
+# Of an IPv6 address; they are not for names.
+_BRACKETS = str.maketrans("", "", "[]")
+
 
 class WorkerSettings(ServiceSettings, EventSettings):
     """DOWNSTACK_WORKER_*."""
@@ -25,7 +28,7 @@ class WorkerSettings(ServiceSettings, EventSettings):
     """The schedulers to connect to, HOST:PORT[,HOST:PORT…]. Empty: the worker serves without one."""
 
     worker_id: str = Field(default="", max_length=64, pattern=r"^[A-Za-z0-9._:-]*$")
-    """The worker's name across restarts. Empty: `wkr-` and the advertised port."""
+    """The worker's name across restarts. Empty: `wkr-` and the advertised address, which no other worker has."""
 
     engine: Literal["vllm", "sim", "remote"] = "sim"
     """The engine. `remote` is a server elsewhere that speaks vLLM's own gRPC contract."""
@@ -102,6 +105,9 @@ class WorkerSettings(ServiceSettings, EventSettings):
 
     kv_blocks: int = Field(default=0, ge=0)
     """The size of the KV cache in blocks. 0: what the memory settings give; 2048 for the simulated engine."""
+
+    calibration: Literal["short", "off"] = "short"
+    """vLLM: whether a start measures for up to three seconds how fast the engine is, before the worker serves."""
 
     prefill_base_ms: float = Field(default=5.0, ge=0)
     """The declared fixed time of a prefill. The simulated engine takes it, vLLM's is learned."""
@@ -182,7 +188,7 @@ class WorkerSettings(ServiceSettings, EventSettings):
     @property
     def name(self) -> str:
         """The worker's id."""
-        return self.worker_id or f"wkr-{self.endpoint.rpartition(':')[2]}"
+        return self.worker_id or f"wkr-{self.endpoint.translate(_BRACKETS)}"
 
     @model_validator(mode="after")
     def _check_combinations(self) -> "WorkerSettings":

@@ -3,13 +3,20 @@
 import asyncio
 import json
 import signal
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 from downstack.worker.v1.worker_pb2_grpc import WorkerServiceStub
 
+from services.kit.errors import StartupError
+from services.kit.models import Tokenizer
+from services.worker.domain.rates import Rates
+from services.worker.settings import WorkerSettings
 from tests.support.worker_process import environment, launch, worker
+from tests.support.worker_rig import SECRET
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -33,7 +40,7 @@ async def test_it_serves_once_a_scheduler_knows_it_and_leaves_on_a_signal(tmp_pa
     """SERVING after the welcome; SIGTERM lets the stream finish, and the process ends with 0 and no child."""
     async with worker(tmp_path, unused_tcp_port, decode_base_ms=5) as running:
         await running.until_serving(30)
-        assert running.scheduler.hellos[0].worker_id == f"wkr-{unused_tcp_port}"
+        assert running.scheduler.hellos[0].worker_id == f"wkr-127.0.0.1:{unused_tcp_port}"
         frames = aiter(WorkerServiceStub(running.channel).Generate(running.request([1] * 10, max_tokens=100)))
         await anext(frames)
         running.process.send_signal(signal.SIGTERM)
@@ -55,6 +62,53 @@ async def test_usage_survives_a_kill(tmp_path: Path, unused_tcp_port: int) -> No
 
     async with Outbox.open(tmp_path / "outbox.sqlite", max_events=10, max_bytes=10**6) as outbox:
         assert outbox.depth == 1
+
+
+async def test_workers_on_one_machine_have_nothing_in_common(
+    tmp_path: Path, unused_tcp_port_factory: Callable[[], int]
+) -> None:
+    """Each has its id, its epoch, its folder and its port; a second one on the same outbox does not start."""
+    ports = [unused_tcp_port_factory() for _ in range(3)]
+    folders = [tmp_path / str(port) for port in ports]
+    for folder in folders:
+        folder.mkdir()
+    async with worker(folders[0], ports[0]) as first, worker(folders[1], ports[1]) as second:
+        await asyncio.gather(first.until_serving(60), second.until_serving(60))
+        hellos = [running.scheduler.hellos[0] for running in (first, second)]
+        assert len({hello.worker_id for hello in hellos}) == 2
+        assert len({hello.epoch for hello in hellos}) == 2
+        assert len({hello.endpoint for hello in hellos}) == 2
+        status, words = await last_words(environment(folders[0], listen=f"127.0.0.1:{ports[2]}"))
+        assert status == 1
+        assert "outbox" in words
+
+
+@pytest.mark.vllm
+def test_engines_of_one_machine_have_their_own_sockets(
+    smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also the one that follows a lost one; a temporary folder too deep for a socket is one sentence."""
+    from services.worker.adapters.vllm.launch import vllm_engine  # noqa: PLC0415  it takes seconds to import
+
+    settings = WorkerSettings(
+        engine="vllm",
+        model_path=str(smollm2),
+        service_secret=SECRET.decode(),
+        kafka_bootstrap="unused:1",
+        outbox_path=tmp_path / "unused",
+    )
+    tokenizer = Tokenizer.load(smollm2)
+    engines = [vllm_engine(settings, tokenizer, rates=Rates(5.0, 0.1, 10.0, 0.5)) for _ in range(2)]
+    configs = [engine._args.kv_events_config for engine in engines]
+    assert len({config.endpoint for config in configs} | {config.replay_endpoint for config in configs}) == 4
+    for engine in engines:
+        engine._scratch.rmdir()
+    deep = tmp_path / ("x" * 100)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    with pytest.raises(StartupError, match="too long for a Unix socket"):
+        vllm_engine(settings, tokenizer, rates=Rates(5.0, 0.1, 10.0, 0.5))
+    assert not list(deep.iterdir())
 
 
 async def test_a_port_in_use_is_one_sentence(tmp_path: Path, unused_tcp_port: int) -> None:

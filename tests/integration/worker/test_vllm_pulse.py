@@ -49,7 +49,7 @@ async def test_an_idle_engine_has_a_pulse(vllm: Rig) -> None:
 
 
 async def test_an_engine_that_does_not_answer_has_none() -> None:
-    """Asked within a time, and for as long as it is watched."""
+    """Asked within a time, and for as long as it is watched. An error is an answer."""
     smollm2_folder()
     from vllm.v1.engine.exceptions import EngineDeadError  # noqa: PLC0415
 
@@ -58,6 +58,10 @@ async def test_an_engine_that_does_not_answer_has_none() -> None:
     async def dead() -> None:
         raise EngineDeadError
 
+    async def failing() -> None:
+        raise Exception("what the process said")  # noqa: TRY002  vLLM's own way
+
+    assert await Pulse(failing, steps=lambda: 0, pids=[]).answers(within_s=10)
     silent = Pulse(asyncio.Event().wait, steps=lambda: 0, pids=[])
     assert not await silent.answers(within_s=0.01)
     gone = Pulse(dead, steps=lambda: 0, pids=[])

@@ -8,11 +8,15 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOu
 from services.worker.domain.sampling import Sampling
 from services.worker.ports import Ending, EngineOutput, TokenLogprob
 
-# vLLM's names of finish reasons. An error or a repetition has no ending here, and the request fails.
+# vLLM's names of finish reasons. A repetition has no ending here, and the request fails; so it does with an error.
 _ENDINGS: Mapping[str, Ending] = {"stop": Ending.STOP, "length": Ending.LENGTH, "abort": Ending.ABORT}
-
+_ERROR = "error"
 # Below these a share is none, and a logit divided by a penalty is infinite, in the numbers that vLLM computes with.
 _LEAST_TOP_P, _LEAST_PENALTY = 1e-6, 1e-3
+
+
+class RequestFailedError(Exception):
+    """The engine gave a request up, such as for a constraint that it could not compile."""
 
 
 def vllm_params(sampling: Sampling) -> Any:
@@ -44,7 +48,9 @@ def vllm_params(sampling: Sampling) -> Any:
 
 
 def engine_outputs(output: Any, *, logprobs: int | None) -> list[EngineOutput]:
-    """What a RequestOutput says of each of its answers."""
+    """What a RequestOutput says of each of its answers. Raises RequestFailedError."""
+    if any(completion.finish_reason == _ERROR for completion in output.outputs):
+        raise RequestFailedError
     queue_ms, prefill_ms = _timings(output.metrics)
     return [
         EngineOutput(

@@ -4,10 +4,12 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
+import structlog
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from services.worker.adapters.vllm.processes import processor_s
 
+_log = structlog.get_logger()
 _PERIOD_S = 0.5
 # A process that uses less of a core than this does not compute; waiting threads use a little.
 _LEAST_SHARE = 0.05
@@ -38,7 +40,7 @@ class Pulse:
         """Whether it answers now."""
         try:
             async with asyncio.timeout(within_s):
-                await self._ask()
+                await self._hear()
         except (TimeoutError, EngineDeadError):
             return False
         return True
@@ -48,8 +50,16 @@ class Pulse:
             steps = self._steps()
             await asyncio.sleep(_PERIOD_S)
             if self._steps() == steps:  # or its steps say enough
-                await self._ask()
+                await self._hear()
                 self.count += 1
+
+    async def _hear(self) -> None:
+        try:
+            await self._ask()
+        except EngineDeadError:
+            raise
+        except Exception as error:  # noqa: BLE001  what the engine's process raised comes as a bare Exception
+            _log.warning("engine_answered_with_an_error", error=type(error).__name__)
 
     async def _count_computing(self) -> None:
         used_s: float | None = None
