@@ -2,6 +2,7 @@
 
     pairs(w)   = (p - cached(w)) * (p + cached(w)) / 2, of a new token and a token before it
     prefill(w) = prefill_base(w) + (p - cached(w)) * prefill_ms_per_token(w) + pairs(w) * prefill_ms_per_pair(w)
+    wait(w)    = prompts before this one + the larger of the waits for a place in the batch and for room in the cache
     ttft(w)    = wait(w) + prefill(w)
     time(w)    = ttft(w) + (out - 1) * tpot(w, batch after placing)
     charge     = what the ledger will charge the caller
@@ -77,6 +78,17 @@ def prefill_ms(columns: Columns, *, prompt: Floats | int, cached: Floats) -> Flo
     return columns.prefill_base_ms + uncached * columns.prefill_ms_per_token + pairs * columns.prefill_ms_per_pair
 
 
+def _turn_ms(columns: Columns, uncached: Floats, *, output: int) -> Floats:
+    """The wait for a place in the batch and for room in the cache, which come free as answers end.
+
+    In the time of one answer everything comes free once: so many places, so many tokens.
+    """
+    used = np.maximum(1.0, columns.kv_tokens - columns.kv_room)
+    missing = np.maximum(0.0, uncached + output - columns.kv_room)
+    turn: Floats = output * np.maximum(columns.queue_ms_per_token, columns.step_ms * missing / used)
+    return turn
+
+
 def estimate(
     columns: Columns, offer: Offer, *, cached: Floats, output: int, price: Price, reported_since: float
 ) -> Estimate:
@@ -84,7 +96,7 @@ def estimate(
     uncached = offer.prompt_tokens - cached
     prefill = prefill_ms(columns, prompt=offer.prompt_tokens, cached=cached)
     stale_ms = 1000 * np.maximum(0.0, reported_since - columns.reported_at)
-    ttft = columns.backlog_ms + columns.queue_ms_per_token * output + stale_ms + prefill
+    ttft = columns.backlog_ms + _turn_ms(columns, uncached, output=output) + stale_ms + prefill
     step = columns.step_ms + (offer.prompt_tokens + output / 2) * columns.decode_ms_per_context_token
     decode = (output - 1) * step
     device_cost = (prefill + decode / columns.batch) * columns.price_per_ms

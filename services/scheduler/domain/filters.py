@@ -10,6 +10,18 @@ from services.scheduler.domain.request import Request
 from services.scheduler.domain.roster import NANO, Bools, Columns, Floats, without
 
 
+class HoldsAdapter:
+    """Excludes workers without the adapter that is asked for."""
+
+    name = "adapter"
+
+    def admits(self, group: Group, _request: Request, /) -> Bools | bool:
+        adapter = group.offer.adapter
+        if not adapter:
+            return True
+        return np.fromiter((worker.spec.holds(adapter) for worker in group.roster.workers), np.bool_, len(group))
+
+
 class Ready:
     """Excludes workers that are lost, draining or not healthy."""
 
@@ -56,17 +68,20 @@ def has_place(columns: Columns, *, look_ahead: int | Floats) -> Bools:
 
 
 def has_room(columns: Columns, limits: Limits) -> Bools:
-    """Which workers should be given more: neither their batch nor what waits before it is full."""
-    short: Bools = (columns.backlog_ms <= limits.prefill_ahead_ms) | (columns.requests == 0)
-    return (columns.ready > 0) & short & has_place(columns, look_ahead=limits.look_ahead)
+    """Which workers should be given more: neither batch nor cache is full, nor is there much before the next prompt."""
+    short: Bools = (columns.backlog_ms <= limits.prefill_ahead_ms) & (columns.kv_room > 0)
+    idle: Bools = columns.requests == 0
+    return (columns.ready > 0) & (idle | short & has_place(columns, look_ahead=limits.look_ahead))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capacity:
     """Excludes workers that are full: what waits, waits where its order can still change.
 
-    A worker that holds more than half of the prompt may be given some more: elsewhere the prompt would have to be
-    computed again, which makes all others wait.
+    A worker is full with its batch and the look-ahead, or when its leases will need all of its cache: one may go
+    beyond it, and waits in the engine, so that a long prompt does not wait for a large room for ever. One that holds
+    more than half of the prompt may be given some more: elsewhere the prompt would have to be computed again, which
+    makes all others wait.
     """
 
     look_ahead: int
@@ -75,17 +90,16 @@ class Capacity:
 
     def admits(self, group: Group, _request: Request, /) -> Bools:
         columns = group.columns
-        needed = group.offer.prompt_tokens - group.cached_tokens + group.output_tokens
         held = 2 * group.cached_tokens > group.offer.prompt_tokens
-        place = has_place(columns, look_ahead=self.look_ahead + self.prefix_ahead * held)
-        fits: Bools = place & (held | (needed <= columns.kv_room))
+        place = has_place(columns, look_ahead=self.look_ahead + self.prefix_ahead * held.astype(np.float64))
+        fits: Bools = place & (held | (columns.kv_room > 0))
         idle: Bools = columns.requests == 0
         return fits | idle
 
 
 def required(binding: Binding, limits: Limits) -> tuple[Filter, ...]:
     """The filters of every policy of that binding, in the order in which they name the reason."""
-    always = (Ready(), NotTried(), Context(), Bounds())
+    always = (HoldsAdapter(), Ready(), NotTried(), Context(), Bounds())
     if binding is Binding.AT_ONCE:
         return always
     return (*always, Capacity(look_ahead=limits.look_ahead, prefix_ahead=limits.prefix_ahead))

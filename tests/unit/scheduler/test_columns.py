@@ -55,10 +55,9 @@ def refusal(desk: Desk, worker: Worker, one: Offer, request: Request, cached: in
     """The filter that excludes a worker, in plain words."""
     spec, held = worker.spec, desk.brain.book.occupancy(worker.worker_id)
     bill = charge(PRICE, uncached=one.prompt_tokens - cached, cached=cached, output=one.output_tokens or 0)
-    needed = one.prompt_tokens - cached + (one.output_tokens or 0)
     prefix = 2 * cached > one.prompt_tokens
     place = held.requests < spec.max_num_seqs + desk.limits.look_ahead + (desk.limits.prefix_ahead if prefix else 0)
-    room = prefix or held.kv_tokens + needed <= spec.kv_tokens
+    room = prefix or held.kv_tokens < spec.kv_tokens
     reasons = {
         "ready": not worker.ready,
         "not-tried": worker.worker_id in request.excluded_workers,
@@ -70,15 +69,16 @@ def refusal(desk: Desk, worker: Worker, one: Offer, request: Request, cached: in
     return next((name for name, holds in reasons.items() if holds), "")
 
 
-def has_room(desk: Desk, request: Request) -> bool:
-    """Whether some worker that the request may use holds less than its batch and the look-ahead."""
-    return any(
-        desk.brain.book.occupancy(worker.worker_id).requests < worker.spec.max_num_seqs + desk.limits.look_ahead
-        for worker in desk.brain.fleet
-        if worker.ready
-        and worker.worker_id not in request.excluded_workers
-        and worker.spec.model in {one.model for one in request.offers}
-    )
+def room_at_all(desk: Desk, request: Request) -> bool:
+    """Whether some worker that the request may use is full neither in its batch nor in its cache."""
+    models = {one.model for one in request.offers}
+    for worker in desk.brain.fleet:
+        held = desk.brain.book.occupancy(worker.worker_id)
+        place = held.requests < worker.spec.max_num_seqs + desk.limits.look_ahead
+        room = held.requests == 0 or (place and held.kv_tokens < worker.spec.kv_tokens)
+        if room and worker.ready and worker.worker_id not in request.excluded_workers and worker.spec.model in models:
+            return True
+    return False
 
 
 def waiting_prompts(desk: Desk, model: str) -> float:
@@ -97,7 +97,9 @@ def predicted(desk: Desk, worker: Worker, one: Offer, request: Request, cached: 
     wait = held.prefills * rates.prefill_base_ms + held.prefill_tokens * rates.prefill_ms_per_token
     wait += held.prefill_pairs * rates.prefill_ms_per_pair
     read = held.context_tokens * min(1.0, seqs / max(1, held.requests))
-    wait += max(0, held.requests + 1 - seqs) * output * tpot_ms(rates, batch=batch, context_tokens=read) / seqs
+    turn = output * tpot_ms(rates, batch=batch, context_tokens=read)
+    missing = max(0, one.prompt_tokens - cached + output - (spec.kv_tokens - held.kv_tokens))
+    wait += turn * max(max(0, held.requests + 1 - seqs) / seqs, missing / max(1, held.kv_tokens))
     wait += 1000 * max(0.0, desk.now - worker.reported_at - 2 * desk.limits.report_interval_s)
     own = one.prompt_tokens + output / 2
     decode = (output - 1) * tpot_ms(rates, batch=batch, context_tokens=read + own)
@@ -175,7 +177,7 @@ def test_a_decision_is_the_best_of_all_workers(
         request = request_of(desk, number, ask)
         foreseen = expected(desk, request)
         scores = [score for refused, _, _, score in foreseen.values() if not refused]
-        roomy = has_room(desk, request)
+        roomy = room_at_all(desk, request)
         call, found = desk.ask(
             request.request_id,
             **{

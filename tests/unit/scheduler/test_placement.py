@@ -113,11 +113,13 @@ def test_a_worker_is_given_no_more_than_keeps_its_batch_full() -> None:
 
 
 def test_the_kv_cache_bounds_what_is_given() -> None:
-    """A worker is not given more tokens than its cache holds, but a lone request always fits."""
+    """A worker whose leases will need all of its cache is given no more; the last of them may need more than that."""
     desk = Desk()
     desk.hello(kv_blocks=10, max_num_seqs=8)
     desk.place("r1", offers=(offer(96, first_hash=1),))
-    assert desk.ask("r2", offers=(offer(96, first_hash=100),))[1] == []
+    second = desk.place("r2", offers=(offer(96, first_hash=100),))
+    assert second.decision.candidates[0].ttft_ms == pytest.approx((5 + 96) + 16 * 11 * (112 - 48) / 112 + (5 + 96))
+    assert desk.ask("r3", offers=(offer(96, first_hash=200),))[1] == []
     desk.hello("w2", kv_blocks=10)
     assert len(desk.brain.queue) == 0
 
