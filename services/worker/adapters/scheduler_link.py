@@ -12,6 +12,7 @@ from downstack.scheduler.v1.scheduler_pb2_grpc import SchedulerServiceStub
 from services.kit.channel import open_channel
 from services.kit.clock import Clock
 from services.kit.identity import internal_metadata
+from services.worker.app import metrics
 from services.worker.app.uplink import Uplink
 from services.worker.app.worker import Worker
 
@@ -45,7 +46,7 @@ class SchedulerLink:
     async def _connect(self, stub: Any) -> None:
         metadata = internal_metadata("worker", identity=None, secret=self._secret, now=self._clock.now())
         call = stub.Connect(metadata=metadata)
-        with self._worker.uplink() as uplink:
+        with self._worker.uplink() as uplink, metrics.LINKS_UP.track_inprogress():
             try:
                 await call.write(ConnectRequest(hello=self._worker.hello()))
                 async with asyncio.TaskGroup() as group:

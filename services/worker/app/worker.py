@@ -163,7 +163,7 @@ class Worker:
             await asyncio.wait(tasks, timeout=_LAST_WORDS_S)
         try:
             async with asyncio.timeout(_LAST_WORDS_S):
-                while self._uplinks and self._book.unacknowledged:
+                while self._limits.needs_scheduler and self._uplinks and self._book.unacknowledged:
                     self._acknowledged.clear()
                     await self._acknowledged.wait()
         except TimeoutError:
@@ -236,15 +236,13 @@ class Worker:
 
     @contextmanager
     def uplink(self) -> Iterator[Uplink]:
-        """A scheduler that is connected inside the block."""
+        """Somebody who hears of this worker inside the block: a scheduler, or a subscriber to its KV cache."""
         uplink = Uplink(self, self._limits.uplink)
         self._uplinks.add(uplink)
-        metrics.LINKS_UP.set(len(self._uplinks))
         try:
             yield uplink
         finally:
             self._uplinks.discard(uplink)
-            metrics.LINKS_UP.set(len(self._uplinks))
 
     def welcomed(self) -> None:
         """A scheduler has taken this worker in."""
