@@ -58,11 +58,13 @@ class RetrieverPort(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PlaceOrder:
-    """A request as the scheduler sees it: counts and hashes."""
+    """A request as the scheduler sees it: counts and hashes. `name` is what the caller says for model and adapter."""
 
     request_id: str
     attempt: int
+    name: str
     model: str
+    adapter: str
     prompt_tokens: int
     block_size: int
     block_hashes: Sequence[int]

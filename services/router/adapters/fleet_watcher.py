@@ -101,4 +101,5 @@ def _view_of(worker: scheduler_pb.Worker) -> WorkerView:
         engine=worker.spec.engine,
         ready=worker.phase == scheduler_pb.WORKER_PHASE_READY,
         live=worker.phase in _LIVE,
+        adapters={adapter.name: adapter.id for adapter in worker.spec.adapters},
     )

@@ -55,7 +55,7 @@ class SchedulerClient:
             endpoint=response.endpoint,
             ticket=response.ticket,
             expires_at_ns=ns_of(response.expires_at),
-            model=response.decision.model,
+            model=order.name,
             worker_id=response.decision.worker_id,
             queue_ms=response.decision.queue_ms,
             record=response.decision,
@@ -87,6 +87,7 @@ class SchedulerClient:
 def _order_to(identity: Identity, order: PlaceOrder) -> scheduler_pb.PlaceRequest:
     candidate = scheduler_pb.ModelCandidate(
         model=order.model,
+        adapter=order.adapter,
         prompt_tokens=order.prompt_tokens,
         block_size=order.block_size,
         block_hashes=order.block_hashes,

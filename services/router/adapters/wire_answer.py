@@ -144,6 +144,7 @@ def model_to(model: ServedModel) -> inference_pb.Model:
         context_tokens=model.context_tokens,
         workers=model.ready_workers,
         engine=model.engine,
+        base=model.model if model.adapter else "",
         price=None
         if price is None
         else usage_pb.Price(

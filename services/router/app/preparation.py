@@ -8,7 +8,7 @@ from services.kit.clock import Clock
 from services.kit.errors import Code, DownstackError, Reason
 from services.router.app.call import Run
 from services.router.domain.context import output_limit
-from services.router.domain.models import ServedModel, resolve, usable
+from services.router.domain.models import ServedModel, model_of, resolve, usable
 from services.router.domain.prompt import Passage, assemble, assemble_text, fence, number, search_query
 from services.router.domain.request import GenerationSpec, Retrieval, Sampling
 from services.router.domain.secrets import cache_salt, prompt_hash
@@ -70,7 +70,7 @@ class Preparation:
         token_ids = await self._tokens(spec, passages)
         run.progress.prompt_tokens = len(token_ids)
         if passages:
-            run.progress.retrieved_tokens = await self._models[spec.model].count(fence(passages))
+            run.progress.retrieved_tokens = await self._models[served.model].count(fence(passages))
         limit = output_limit(
             len(token_ids),
             context_tokens=served.context_tokens,
@@ -91,7 +91,7 @@ class Preparation:
         """Render and tokenize without running. Retrieval is not run."""
         validate(spec)
         served = self._fleet.served().get(spec.model)
-        if spec.model not in self._models:
+        if model_of(spec.model, self._models) not in self._models:
             resolve(spec.model, served=self._fleet.served(), revisions=self._revisions)
         return Counted(
             token_ids=await self._tokens(spec, ()),
@@ -103,7 +103,7 @@ class Preparation:
         return usable(self._fleet.served(), self._revisions)
 
     async def _tokens(self, spec: GenerationSpec, passages: Sequence[Passage]) -> list[int]:
-        model = self._models[spec.model]
+        model = self._models[model_of(spec.model, self._models)]
         if spec.messages:
             return await model.chat_tokens(assemble(spec.messages, passages))
         return await model.text_tokens(assemble_text(spec.prompt, passages))
@@ -135,11 +135,15 @@ class Preparation:
     def _order(self, run: Run, served: ServedModel, token_ids: Sequence[int], limit: int) -> PlaceOrder:
         spec = run.spec
         salt = cache_salt(self._secret, tenant_id=run.call.identity.tenant_id)
-        root = root_hash(model=served.name, tokenizer_revision=served.tokenizer_revision, cache_salt=salt)
+        root = root_hash(
+            model=served.model, tokenizer_revision=served.tokenizer_revision, adapter=served.adapter, cache_salt=salt
+        )
         return PlaceOrder(
             request_id=run.call.request_id,
             attempt=1,
-            model=served.name,
+            name=served.name,
+            model=served.model,
+            adapter=served.adapter,
             prompt_tokens=len(token_ids),
             block_size=served.block_size,
             block_hashes=chain_hashes(root, token_ids, served.block_size),

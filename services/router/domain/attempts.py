@@ -18,6 +18,7 @@ _ANOTHER_WORKER_MAY = frozenset(
         Reason.DEPENDENCY_UNAVAILABLE,
         Reason.JOURNAL_FULL,
         Reason.STALE_EPOCH,
+        Reason.ADAPTER_NOT_FOUND,
         Reason.TICKET_INVALID,
         Reason.TICKET_EXPIRED,
         Reason.TICKET_USED,

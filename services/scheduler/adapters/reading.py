@@ -13,7 +13,7 @@ from services.scheduler.domain.kv import Change, Cleared, Delta, Removed, Snapsh
 from services.scheduler.domain.lease import Grant, LeasePhase, LeaseState, Usage
 from services.scheduler.domain.request import Offer, Price, Priority, Request
 from services.scheduler.domain.stimuli import LeaseReleased, Leaving, Report, WorkerHello
-from services.scheduler.domain.worker import Load, Rates, WorkerSpec
+from services.scheduler.domain.worker import Adapter, Load, Rates, WorkerSpec
 
 _M = TypeVar("_M")
 _PHASES = {
@@ -176,6 +176,7 @@ def _spec_of(message: pb.WorkerSpec) -> WorkerSpec:
         price_per_hour_nano=message.price_per_hour_nano,
         rates=_rates_of(message.rates),
         kv_events=message.kv_events,
+        adapters=tuple(Adapter(name=each.name, id=each.id, rank=each.rank) for each in message.adapters),
     )
 
 

@@ -172,6 +172,7 @@ def spec_message(spec: WorkerSpec) -> pb.WorkerSpec:
         price_per_hour_nano=spec.price_per_hour_nano,
         rates=_rates_message(spec.rates),
         kv_events=spec.kv_events,
+        adapters=[pb.Adapter(name=each.name, id=each.id, rank=each.rank) for each in spec.adapters],
     )
 
 

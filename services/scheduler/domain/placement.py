@@ -110,7 +110,11 @@ class Placement:
 
 def impossible(slate: Slate) -> DownstackError | None:
     """The reason why waiting would not help: workers could take a request, but never this one."""
-    refusals = slate.refusals - {"ready", "not-tried"}
+    if slate.refusals == {"adapter"}:
+        names = ", ".join(sorted({offer.adapter for offer in slate.request.offers}))
+        message = f"no worker holds the adapter {names}"
+        return DownstackError(Reason.ADAPTER_NOT_FOUND, message, metadata={"adapter": names})
+    refusals = slate.refusals - {"adapter", "ready", "not-tried"}
     if not refusals or not refusals <= {"context", "bounds"}:
         return None
     if refusals == {"context"}:

@@ -39,6 +39,15 @@ DEFAULT_RATES = Rates(prefill_base_ms=10.0, prefill_ms_per_token=0.5, decode_bas
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """A LoRA adapter that a worker holds. The id names its content, too."""
+
+    name: str
+    id: str
+    rank: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSpec:
     """A worker's description of itself."""
 
@@ -55,10 +64,15 @@ class WorkerSpec:
     price_per_hour_nano: int = 0
     rates: Rates = DEFAULT_RATES
     kv_events: bool = False
+    adapters: tuple[Adapter, ...] = ()
 
     @property
     def kv_tokens(self) -> int:
         return self.kv_blocks * self.block_size
+
+    def holds(self, adapter_id: str) -> bool:
+        """Whether it can answer with that adapter."""
+        return any(adapter.id == adapter_id for adapter in self.adapters)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

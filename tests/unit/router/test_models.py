@@ -58,6 +58,39 @@ def test_a_model_that_can_answer() -> None:
     assert [model.name for model in usable(served, {"m": "r2", "b": "r1"})] == ["b"]
 
 
+def test_an_adapter_is_named_after_its_model() -> None:
+    """Only the workers that hold it count; its price, tokenizer and context are those of the model there."""
+    workers = [worker("a"), worker("b", context_tokens=80, adapters={"legal": "legal@1"})]
+    served = served_models(workers, {"m": PRICE})
+    found = resolve("m:legal", served=served, revisions={"m": "r1"})
+    assert (found.name, found.model, found.adapter) == ("m:legal", "m", "legal@1")
+    assert (found.ready_workers, found.context_tokens, found.price) == (1, 80, PRICE)
+    assert (served["m"].ready_workers, served["m"].adapter) == (2, "")
+    assert [model.name for model in usable(served, {"m": "r1"})] == ["m", "m:legal"]
+
+
+def test_an_adapter_that_changes_goes_with_the_majority() -> None:
+    """While some workers hold other weights by the name, one id is asked for, not a mixture."""
+    workers = [worker(f"w{number}", adapters={"legal": f"legal@{number // 2}"}) for number in range(3)]
+    assert served_models(workers, {})["m:legal"].adapter == "legal@0"
+    workers.append(worker("w3", adapters={"legal": "legal@1"}))
+    assert served_models(workers, {})["m:legal"].adapter == "legal@1"
+
+
+@pytest.mark.parametrize("name", ["m:art", "m:legal:", "m:"])
+def test_an_adapter_that_no_worker_holds(name: str) -> None:
+    """The refusal names those that there are."""
+    served = served_models([worker(adapters={"legal": "legal@1"})], {})
+    with pytest.raises(DownstackError) as raised:
+        resolve(name, served=served, revisions={"m": "r1"})
+    expected = Reason.ADAPTER_NOT_FOUND if name == "m:art" else Reason.MODEL_NOT_FOUND
+    assert raised.value.reason == expected
+    assert "m:legal" in raised.value.message
+    with pytest.raises(DownstackError) as raised:
+        resolve("m:legal", served={}, revisions={"m": "r1"})
+    assert raised.value.reason == Reason.NO_HEALTHY_WORKER
+
+
 @pytest.mark.parametrize(
     ("prompt_tokens", "max_tokens", "limit"), [(10, None, 90), (10, 5, 5), (10, 500, 90), (99, None, 1), (99, 7, 1)]
 )

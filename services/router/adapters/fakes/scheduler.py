@@ -164,6 +164,7 @@ class FakeScheduler(SchedulerServiceServicer, LedgerServiceServicer):
             tenant_id=request.tenant_id,
             worker_id=worker.worker_id,
             model=candidate.model,
+            adapter=candidate.adapter,
             cache_salt=request.cache_salt,
             prompt_tokens=candidate.prompt_tokens,
             max_output_tokens=request.max_output_tokens,
