@@ -59,7 +59,7 @@ class EngineLife:
     async def start(self) -> None:
         """Starts the first engine. Raises StartupError."""
         await self._start(self.engine)
-        self._serve()
+        self.serve()
 
     async def stop(self) -> None:
         """Ends the engine. Harmless where it never started."""
@@ -91,6 +91,8 @@ class EngineLife:
     async def renew(self) -> None:
         """Ends what is left of the lost engine, and starts another one, again and again until one starts.
 
+        It serves once `serve` is called.
+
         Raises:
             DownstackError: ENGINE_DEAD, after `max_restarts` starts failed in a row.
         """
@@ -107,9 +109,13 @@ class EngineLife:
             else:
                 metrics.RESTARTS.labels("started").inc()
                 self._enter(engine)
-                self._serve()
                 return
         raise DownstackError(Reason.ENGINE_DEAD, "The engine is lost, and cannot be started anew.")
+
+    def serve(self) -> None:
+        """What has started may be used from now on."""
+        self._restarts.started(now=self._clock.monotonic())
+        self._serves = True
 
     async def _start(self, engine: Engine) -> None:
         try:
@@ -125,10 +131,6 @@ class EngineLife:
                 await engine.stop()
         except TimeoutError:
             _log.error("engine_did_not_stop")
-
-    def _serve(self) -> None:
-        self._restarts.started(now=self._clock.monotonic())
-        self._serves = True
 
     def _enter(self, engine: Engine) -> None:
         self.engine = engine

@@ -124,8 +124,9 @@ class Worker:
                     task.cancel()
             await self._end_all(why)
             await self._life.renew()
-            await self.shelf.restore()
             self._book.renew(self._life.epoch)
+            await self.shelf.restore()
+            self._life.serve()
             self._introduce_again()
             _log.info("engine_restarted", epoch=self._life.epoch)
 
