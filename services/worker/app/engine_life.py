@@ -102,10 +102,10 @@ class EngineLife:
             try:
                 engine = self._make()
                 await self._start(engine)
-            except (StartupError, DownstackError, TimeoutError) as error:
+            except (StartupError, DownstackError) as error:
                 self._restarts.failed()
                 metrics.RESTARTS.labels("failed").inc()
-                _log.error("engine_restart_failed", why=str(error) or type(error).__name__)
+                _log.error("engine_restart_failed", why=str(error))
             else:
                 metrics.RESTARTS.labels("started").inc()
                 self._enter(engine)
@@ -121,8 +121,10 @@ class EngineLife:
         try:
             async with asyncio.timeout(self._limits.start_s):
                 await engine.start()
-        except BaseException:
+        except BaseException as error:
             await self._stop(engine)
+            if isinstance(error, TimeoutError):
+                raise StartupError(f"The engine did not start within {self._limits.start_s:g} s.") from None
             raise
 
     async def _stop(self, engine: Engine) -> None:

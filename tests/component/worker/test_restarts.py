@@ -12,7 +12,7 @@ from downstack.types.v1.chat_pb2 import SamplingParams
 from downstack.types.v1.usage_pb2 import FinishReason
 
 from services.kit.clock import SystemClock
-from services.kit.errors import DownstackError, Reason
+from services.kit.errors import DownstackError, Reason, StartupError
 from services.kit.models import Tokenizer
 from services.kit.status import error_from_rpc
 from services.worker.adapters.sim.engine import SimEngine
@@ -132,6 +132,16 @@ async def test_starts_that_fail_in_a_row_are_given_up(sim: SimEngine, tokenizer:
     assert len(made) == 1 + QUICK.max_restarts
     assert not life.healthy
     assert all(engine.dead for engine in made)
+
+
+async def test_a_start_that_takes_too_long_has_failed(sim: SimEngine, tokenizer: Tokenizer) -> None:
+    """One sentence with the time, and nothing of it is left."""
+    slow = SimEngine(replace(sim._settings, startup_s=3600.0), tokenizer, clock=SystemClock())
+    life = EngineLife(lambda: slow, limits=replace(QUICK, start_s=0.05), clock=SystemClock())
+    with pytest.raises(StartupError, match=r"did not start within 0.05 s"):
+        await life.start()
+    assert not life.healthy
+    assert slow.dead
 
 
 async def test_one_failed_start_is_followed_by_another(
