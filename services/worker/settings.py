@@ -49,8 +49,8 @@ class WorkerSettings(ServiceSettings, EventSettings):
     everybody who reaches the port.
     """
 
-    vllm_contract_tenant: str = Field(default="", max_length=64)
-    """The tenant that requests by that service are accounted to where the caller names none. `open` needs one."""
+    vllm_contract_tenant: str = Field(default="", pattern=r"^([0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})?$")
+    """The UUID of the tenant that requests by that service are accounted to where the caller names none. `open` needs one."""
 
     model: str = Field(default="sim-small", min_length=1)
     """The model's name, as callers and the router say it."""
