@@ -50,7 +50,7 @@ class WorkerSettings(ServiceSettings, EventSettings):
     """
 
     vllm_contract_tenant: str = Field(default="", pattern=r"^([0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})?$")
-    """The UUID of the tenant whom requests by that service are accounted to where the caller names none. `open` needs it."""
+    """The UUID of the tenant of requests by that service whose caller names none. `open` needs it."""
 
     model: str = Field(default="sim-small", min_length=1)
     """The model's name, as callers and the router say it."""
