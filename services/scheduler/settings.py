@@ -1,6 +1,7 @@
 """The scheduler's settings."""
 
 from collections.abc import Mapping
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_settings import SettingsConfigDict
@@ -61,7 +62,13 @@ class SchedulerSettings(ServiceSettings, PostgresSettings, EventSettings, Accoun
     """Messages that wait for one worker; one that does not read them loses its connection."""
 
     max_queued: int = Field(default=_L.max_queued, ge=1)
-    """Requests that wait for a placement, all tenants together. More are refused with OVERLOADED."""
+    """Requests that wait, all together. At the bound a more urgent class takes others' places; then OVERLOADED."""
+
+    max_queued_standard: int = Field(default=_L.max_queued_standard, ge=1)
+    """Requests of the standard class that wait."""
+
+    max_queued_batch: int = Field(default=_L.max_queued_batch, ge=1)
+    """Requests of the batch class that wait."""
 
     max_queued_per_tenant: int = Field(default=_L.max_queued_per_tenant, ge=1)
     """Requests of one tenant that wait. More are refused with TENANT_CONCURRENCY."""
@@ -97,7 +104,25 @@ class SchedulerSettings(ServiceSettings, PostgresSettings, EventSettings, Accoun
     """Prompts that a worker may hold before it is given more, in milliseconds of computing."""
 
     ageing_s: float = Field(default=_L.ageing_s, gt=0)
-    """Waiting time that lifts a request by one priority class."""
+    """Time without a placement that lifts a class that waits by one class."""
+
+    tenant_weights: Mapping[str, Annotated[float, Field(gt=0, le=1e6)]] = Field(default_factory=dict)
+    """Shares of tenants that are not 1, as JSON: {"TENANT": 2.0}."""
+
+    fair_quantum_tokens: float = Field(default=_L.fair_quantum_tokens, ge=0)
+    """Tokens that a tenant may be ahead of the one charged least, and still go first for its resident prefix."""
+
+    fair_credit_tokens: float = Field(default=_L.fair_credit_tokens, ge=0)
+    """Tokens that a tenant may be behind those being served; what it is behind more, is forgotten."""
+
+    locality_window: int = Field(default=_L.locality_window, ge=1, le=64)
+    """Requests among which the longest resident prefix goes first; how often one may be passed over for it."""
+
+    admit_ttft_ms_interactive: float | None = Field(default=_L.admit_ttft_ms_interactive, gt=0)
+    """Interactive requests that would have to wait, and have their first token later than this, are refused."""
+
+    admit_ttft_ms_standard: float | None = Field(default=_L.admit_ttft_ms_standard, gt=0)
+    """The same of standard requests. None: they wait as long as their deadline allows."""
 
     max_wait_s: float = Field(default=_L.max_wait_s, gt=0)
     """Longest wait for a placement, whatever the caller's deadline."""

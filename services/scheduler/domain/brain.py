@@ -6,11 +6,12 @@ Deterministic: time, chance and ids come from outside, so the service, the tests
 from collections.abc import Callable, Iterable
 
 from services.kit.errors import DownstackError, Reason
-from services.scheduler.domain.admission import check, no_model
+from services.scheduler.domain.admission import Admission, displaced
 from services.scheduler.domain.board import Board
+from services.scheduler.domain.checks import check, no_model
 from services.scheduler.domain.decision import Decision
 from services.scheduler.domain.dispatch import Dispatcher
-from services.scheduler.domain.fairness import OUTPUT_WEIGHT, FairShare
+from services.scheduler.domain.fairness import FairShare
 from services.scheduler.domain.fleet import Fleet
 from services.scheduler.domain.grammar import Chance, Policy
 from services.scheduler.domain.index import BlockIndex
@@ -27,9 +28,9 @@ from services.scheduler.domain.lease import Ending, Lease, LeasePhase
 from services.scheduler.domain.leases import LeaseBook
 from services.scheduler.domain.lengths import OutputLengths
 from services.scheduler.domain.limits import Limits
-from services.scheduler.domain.placement import Placement, View
+from services.scheduler.domain.placement import Outlook, Placement, View
 from services.scheduler.domain.prices import PriceList
-from services.scheduler.domain.queue import Lane, Queue, attempt_of
+from services.scheduler.domain.queue import Lane, Queue, Waiting, attempt_of
 from services.scheduler.domain.request import Request
 from services.scheduler.domain.stimuli import (
     DrainWanted,
@@ -68,17 +69,19 @@ class Brain:
             max_predicted_blocks=limits.max_predicted_blocks,
         )
         self.book = LeaseBook(limits)
-        self.fair = FairShare(max_tenants=limits.max_tenants)
+        self.fair = FairShare(limits)
         self.queue = Queue(limits, self.fair)
         lengths = OutputLengths(max_entries=limits.max_tenants)
         self.board = Board(self.fleet, self.index, self.book)
         view = View(fleet=self.fleet, index=self.index, book=self.book, lengths=lengths, board=self.board)
-        placement = Placement(view, policy=policy, prices=prices, limits=limits, chance=chance)
+        self._placement = Placement(view, policy=policy, prices=prices, limits=limits, chance=chance)
+        self._admission = Admission(self.queue, self.fair, limits)
         self._dispatcher = Dispatcher(
             view,
             queue=self.queue,
             fair=self.fair,
-            placement=placement,
+            admission=self._admission,
+            placement=self._placement,
             prices=prices,
             limits=limits,
             new_lease_id=new_lease_id,
@@ -89,9 +92,20 @@ class Brain:
     def apply(self, stimulus: Stimulus, now: float) -> list[Instruction]:
         """Take note of what happened, and say what is to be done."""
         found = self._react(stimulus, now)
-        if len(self.queue) and not _only_kv(stimulus) and self._settled(now):
+        if len(self.queue) and self._may_place(stimulus) and self._settled(now):
             found.extend(self._dispatcher.dispatch(now))
         return found
+
+    def _may_place(self, stimulus: Stimulus) -> bool:
+        """Whether something that waits may be placeable after a stimulus and was not before: most free no place."""
+        match stimulus:
+            case WorkerReported(report=Delta() | SnapshotPart()):
+                return False
+            case PlaceRequested(call, request):
+                lane = self.queue.lane_of(request)
+                return lane is not None and lane.head().call == call
+            case _:
+                return True
 
     def _settled(self, now: float) -> bool:
         """Whether the fleet has had time to connect since the start. Requests placed before would miss their caches."""
@@ -130,17 +144,35 @@ class Brain:
         try:
             check(request, self.limits)
             self._check_models(request, now)
-            found = self._repeated(call, request)
-            if found is None:
-                self._check_room(request)
-                found = self._supersede(request)
+            again = self._repeated(call, request)
+            return again if again is not None else self._placed_or_queued(call, request, now)
         except DownstackError as error:
             return [Refuse(call, error)]
-        if not any(isinstance(each, Place) for each in found):
-            if not self.queue.tenant_waits(request.tenant_id) and not self.book.tenant_active(request.tenant_id):
-                self.fair.arrive(request.tenant_id)
-            self.queue.push(call, request, now=now)
+
+    def _placed_or_queued(self, call: int, request: Request, now: float) -> list[Instruction]:
+        found = self._supersede(request)
+        entry = self.queue.entry(call, request, now=now)
+        try:
+            outcome = self._dispatcher.place_at_once(entry, now) if self._settled(now) else None
+            found += self._wait(entry, now) if outcome is None else [outcome]
+        except DownstackError as error:
+            found.append(Refuse(call, error))
         return found
+
+    def _wait(self, entry: Waiting, now: float) -> list[Instruction]:
+        """Let a request wait, unless that is no use. Cheap reasons come first: most are refused under overload."""
+        request = entry.request
+        self._admission.check_again(request, now)
+        self._admission.check_wait(request, Outlook(), now)
+        outlook = self._placement.outlook(request, now=now)
+        entry.wait_ms = self._admission.check_wait(request, outlook, now)
+        entry.work_tokens, entry.fleet_ms = outlook.work_tokens, outlook.fleet_ms
+        entry.resident_tokens, entry.looked_at = outlook.cached_tokens, now
+        victim = self._admission.make_room(request)
+        if victim is not None:
+            self.queue.remove(victim)
+        self.queue.push(entry, now=now)
+        return [] if victim is None else [Refuse(victim.call, displaced(victim))]
 
     def _check_models(self, request: Request, now: float) -> None:
         # Until the workers have had time to connect, any model may be one of theirs.
@@ -171,17 +203,6 @@ class Brain:
         message = "a newer call asks for the same attempt"
         return [Refuse(earlier.call, DownstackError(Reason.CONFLICTING_UPDATE, message))]
 
-    def _check_room(self, request: Request) -> None:
-        if self.queue.of_attempt(attempt_of(request)) is not None:
-            return
-        retry_after_s = self.queue.retry_after_s()
-        if self.queue.full():
-            message = f"{self.limits.max_queued} requests are waiting already"
-            raise DownstackError(Reason.OVERLOADED, message, retry_after_s=retry_after_s)
-        if self.queue.full_for(request.tenant_id):
-            message = f"{self.limits.max_queued_per_tenant} requests of this tenant are waiting already"
-            raise DownstackError(Reason.TENANT_CONCURRENCY, message, retry_after_s=retry_after_s)
-
     def _abandoned(self, call: int) -> list[Instruction]:
         entry = self.queue.of_call(call)
         if entry is not None:
@@ -206,8 +227,7 @@ class Brain:
     def _close(self, lease: Lease, ending: Ending, now: float) -> RecordUsage:
         self.book.end(lease)
         self.fleet.touch()
-        if ending is Ending.UNUSED:
-            self.fair.correct(lease.grant.tenant_id, -(lease.uncached_tokens + OUTPUT_WEIGHT * lease.expected_output))
+        self.fair.settle(lease, used=ending is not Ending.UNUSED)
         return RecordUsage(lease, ending, now)
 
     def _cancel(self, lease: Lease) -> list[Instruction]:
@@ -261,9 +281,7 @@ class Brain:
         self.index.validate()
         self.book.validate()
         self.queue.validate()
+        self.fair.validate({lease.grant.lease_id for lease in self.book})
         self.board.validate()
 
 
-def _only_kv(stimulus: Stimulus) -> bool:
-    """Whether a stimulus can make nobody placeable: changes of a cache are many, and free no place."""
-    return isinstance(stimulus, WorkerReported) and isinstance(stimulus.report, Delta | SnapshotPart)

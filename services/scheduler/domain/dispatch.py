@@ -3,9 +3,11 @@
 from collections import OrderedDict
 from collections.abc import Callable
 
+from services.kit.errors import DownstackError, Reason
+from services.scheduler.domain.admission import Admission
 from services.scheduler.domain.decision import Decision, reason_of, shortlist
-from services.scheduler.domain.fairness import OUTPUT_WEIGHT, FairShare
-from services.scheduler.domain.grammar import Slate
+from services.scheduler.domain.fairness import FairShare, contest_of
+from services.scheduler.domain.grammar import Group, Slate
 from services.scheduler.domain.instructions import Instruction, Place, Refuse
 from services.scheduler.domain.lease import Grant
 from services.scheduler.domain.limits import Limits
@@ -17,6 +19,8 @@ from services.scheduler.domain.request import Offer, Request
 from services.scheduler.domain.worker import Worker
 
 MAX_RECENT_DECISIONS = 4096
+# How long a look at the resident prefix of a request that waits is good.
+_LOOK_AGAIN_S = 0.25
 
 
 class Dispatcher:
@@ -28,6 +32,7 @@ class Dispatcher:
         *,
         queue: Queue,
         fair: FairShare,
+        admission: Admission,
         placement: Placement,
         prices: PriceList,
         limits: Limits,
@@ -36,6 +41,7 @@ class Dispatcher:
         self._fleet, self._index, self._book = view.fleet, view.index, view.book
         self._queue = queue
         self._fair = fair
+        self._admission = admission
         self._placement = placement
         self._prices = prices
         self._limits = limits
@@ -43,49 +49,71 @@ class Dispatcher:
         self._decisions: OrderedDict[str, Decision] = OrderedDict()
 
     def dispatch(self, now: float) -> list[Instruction]:
-        """Place whatever can be placed, in order. A lane whose head finds no worker lets the others pass."""
+        """Place whatever can be placed, in order. A request that finds no worker lets other tenants' pass."""
         found: list[Instruction] = []
-        stuck: set[Lane] = set()
+        stuck: set[Waiting] = set()
         rooms: dict[tuple[tuple[str, ...], frozenset[str]], bool] = {}
 
         def usable(lane: Lane) -> bool:
             key = (lane.models, lane.excluded)
             if key not in rooms:
                 rooms[key] = self._placement.room_for(*key)
-            return lane not in stuck and rooms[key]
+            return rooms[key] and lane.head() not in stuck
 
-        while (lane := self._queue.next_lane(now=now, usable=usable)) is not None:
-            entry = lane.head()
-            assert entry is not None
+        def resident(entry: Waiting) -> float:
+            return -1.0 if entry in stuck else self._resident(entry, now)
+
+        while (entry := self._queue.next(now=now, usable=usable, resident=resident)) is not None:
             outcome = self._place(entry, now)
             if outcome is None:
-                stuck.add(lane)
+                stuck.add(entry)
                 continue
+            self._queue.remove(entry)
+            if isinstance(outcome, Place):
+                self._queue.served(entry, now=now)
+                self._admission.placed(entry, now)
             found.append(outcome)
             rooms.clear()
         return found
+
+    def place_at_once(self, entry: Waiting, now: float) -> Instruction | None:
+        """Place, or refuse for ever, a request that has just come and need not wait. None: it must.
+
+        Whatever waits was tried when something last changed, and found no worker; so a newcomer that finds one takes
+        it from nobody. Only its own tenant's requests keep their order.
+        """
+        request = entry.request
+        if self._queue.lane_of(request) is not None:
+            return None
+        models = {offer.model for offer in request.offers}
+        return self._place(entry, now) if self._placement.room_for(models, request.excluded_workers) else None
+
+    def _resident(self, entry: Waiting, now: float) -> float:
+        if now - entry.looked_at >= _LOOK_AGAIN_S:
+            entry.resident_tokens, entry.looked_at = self._placement.resident_tokens(entry.request), now
+        return entry.resident_tokens
 
     def _place(self, entry: Waiting, now: float) -> Instruction | None:
         slate = self._placement.evaluate(entry.request, now=now)
         row = self._placement.choose(slate)
         if row is None:
             error = impossible(slate)
-            if error is None:
-                return None
-            self._queue.remove(entry)
-            return Refuse(entry.call, error)
-        self._queue.remove(entry)
-        self._queue.placed(now=now)
-        return self._grant(entry, row, slate, now)
+            return None if error is None else Refuse(entry.call, error)
+        kept = shortlist(slate, row)
+        left_s = entry.request.deadline_at - now
+        if entry.arrived_at < now and kept.ttft_ms[0] > 1000 * left_s:
+            message = f"after {now - entry.arrived_at:.1f} s in the queue, {left_s:.1f} s are too few for a first token"
+            return Refuse(entry.call, DownstackError(Reason.DEADLINE_IN_QUEUE, message))
+        return self._grant(entry, kept, slate.place(row), slate, now)
 
-    def _grant(self, entry: Waiting, row: int, slate: Slate, now: float) -> Place:
-        kept, request, (group, worker) = shortlist(slate, row), entry.request, slate.place(row)
+    def _grant(self, entry: Waiting, kept: Shortlist, place: tuple[Group, Worker], slate: Slate, now: float) -> Place:
+        request, (group, worker) = entry.request, place
         best = kept.first(2)
         cached = best[0].cached_tokens
         offer, output = group.offer, group.output_tokens
         terms = self._terms(entry, offer, worker, cached=cached, now=now)
         lease = self._book.grant(terms, expected_output=output)
-        self._fair.serve(request.tenant_id, lease.uncached_tokens + OUTPUT_WEIGHT * output)
+        self._fair.charge(lease, contest_of(request))
         life = self._limits.predicted_life_s if worker.spec.kv_events else self._limits.approximate_life_s
         if offer.block_size == worker.spec.block_size:
             known = cached // offer.block_size

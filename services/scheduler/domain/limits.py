@@ -1,6 +1,7 @@
 """The bounds and times that placement keeps to."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -8,7 +9,11 @@ class Limits:
     """Every bound has a name; the settings carry the same names."""
 
     max_queued: int = 4096
-    """Requests that wait for a placement, all tenants together."""
+    """Requests that wait for a placement, all together. At the bound the most urgent class takes others' places."""
+    max_queued_standard: int = 4096
+    """Requests of the standard class that wait for a placement."""
+    max_queued_batch: int = 2048
+    """Requests of the batch class that wait for a placement."""
     max_queued_per_tenant: int = 1024
     """Requests that wait for a placement, one tenant."""
     max_workers: int = 1024
@@ -31,9 +36,21 @@ class Limits:
     prefix_ahead: int = 16
     """Further requests for a worker that holds more than half of their prompts."""
     prefill_ahead_ms: float = 1000.0
-    """Prompts that a worker may hold before it is given more, in milliseconds of computing."""
+    """Prompts that a worker may hold beside the next one, in milliseconds of computing."""
     ageing_s: float = 10.0
-    """Waiting time that lifts a request by one priority class."""
+    """Time without a placement that lifts a class that waits by one class."""
+    tenant_weights: Mapping[str, float] = field(default_factory=dict)
+    """Shares of tenants that are not 1."""
+    fair_quantum_tokens: float = 4096.0
+    """Tokens that a tenant may be ahead of the one charged least, and still go first for its resident prefix."""
+    fair_credit_tokens: float = 262_144.0
+    """Tokens that a tenant may be behind those being served; what it is behind more, is forgotten."""
+    locality_window: int = 8
+    """Requests among which the longest resident prefix goes first; how often one may be passed over for it."""
+    admit_ttft_ms_interactive: float | None = 900.0
+    """Interactive requests that would have to wait, and have their first token later than this, are refused."""
+    admit_ttft_ms_standard: float | None = None
+    """The same of standard requests. None: they wait as long as their deadline allows."""
     max_wait_s: float = 300.0
     """Longest wait for a placement, whatever the caller's deadline."""
     no_worker_wait_s: float = 10.0

@@ -5,7 +5,7 @@ with another epoch was started anew: all that it ran before is void.
 """
 
 from services.kit.errors import DownstackError, Reason
-from services.scheduler.domain.fairness import OUTPUT_WEIGHT, FairShare
+from services.scheduler.domain.fairness import FairShare
 from services.scheduler.domain.instructions import (
     Accept,
     Acknowledge,
@@ -166,11 +166,9 @@ class Workforce:
             found.append(Cancel(worker.connection, tuple(cancelled)))
 
     def _learn(self, lease: Lease) -> None:
-        output = lease.usage.output_total if lease.usage is not None else None
-        if output is None:
-            return
-        self._lengths.learn(lease.grant.tenant_id, lease.grant.model, output)
-        self._fair.correct(lease.grant.tenant_id, OUTPUT_WEIGHT * (output - lease.expected_output))
+        self._fair.settle(lease)
+        if lease.usage is not None and lease.usage.output_total is not None:
+            self._lengths.learn(lease.grant.tenant_id, lease.grant.model, lease.usage.output_total)
 
     def drain(self, worker_id: str) -> list[Instruction]:
         """Ask a worker to leave."""

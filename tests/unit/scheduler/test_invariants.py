@@ -22,7 +22,13 @@ class SchedulerMachine(RuleBasedStateMachine):
     @initialize(seed=st.integers(0, 3), policy=st.sampled_from(["worth", "round-robin", "least-loaded"]))
     def start(self, *, seed: int, policy: str) -> None:
         self.desk = Desk(
-            seed=seed, policy=policy, look_ahead=1, max_queued=12, max_queued_per_tenant=8, lost_grace_s=10.0
+            seed=seed,
+            policy=policy,
+            look_ahead=1,
+            max_queued=12,
+            max_queued_batch=5,
+            max_queued_per_tenant=8,
+            lost_grace_s=10.0,
         )
         self.open_calls: set[int] = set()
         self.granted: dict[str, Grant] = {}

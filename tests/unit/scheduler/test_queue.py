@@ -3,6 +3,7 @@
 import pytest
 
 from services.kit.errors import Reason
+from services.scheduler.domain.fairness import ContestKey
 from services.scheduler.domain.instructions import Instruction, Place, Refuse
 from services.scheduler.domain.lease import LeasePhase, Usage
 from services.scheduler.domain.request import Priority
@@ -72,10 +73,7 @@ def test_service_is_counted_in_tokens() -> None:
         desk.ask(f"long{number}", tenant_id="long", offers=(offer(1600, first_hash=9000 + 1000 * number),))
     for number in range(4):
         desk.ask(f"short{number}", tenant_id="short", offers=(offer(160, first_hash=20_000 + 1000 * number),))
-    order = drain_order(desk, holder)
-    assert order[-1] == "long1"
-    assert order[0] == "long0"
-    assert order[1:5] == ["short0", "short1", "short2", "short3"]
+    assert drain_order(desk, holder) == ["short0", "long0", "short1", "short2", "short3", "long1"]
 
 
 def test_a_tenant_that_was_away_brings_no_credit() -> None:
@@ -241,8 +239,9 @@ def test_real_output_corrects_what_a_tenant_was_charged() -> None:
     desk = Desk()
     desk.hello()
     lease = desk.place(offers=(offer(output_tokens=None),), max_output_tokens=1000)
-    assert desk.brain.fair.standing("t1") == 64 + 2 * 128
-    desk.run(lease, LeasePhase.FINISHED, Usage(output_total=10))
-    assert desk.brain.fair.standing("t1") == 64 + 2 * 10
+    contest = ContestKey(Priority.STANDARD, ("m",))
+    assert desk.brain.fair.standing(contest, "t1") == 64 + 2 * 128
+    desk.run(lease, LeasePhase.FINISHED, Usage(input_cached=16, output_total=10))
+    assert desk.brain.fair.standing(contest, "t1") == 48 + 2 * 10
     lease = desk.place("r2", offers=(offer(output_tokens=None),), max_output_tokens=1000)
-    assert desk.brain.fair.standing("t1") > 64 + 2 * 10
+    assert desk.brain.fair.standing(contest, "t1") > 48 + 2 * 10
