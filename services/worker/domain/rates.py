@@ -1,15 +1,61 @@
 """How fast the engine is, learned from what it does."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-_FORGET = 0.98
-# Fewer observations than this say less than the declaration.
-_ENOUGH = 4.0
+from services.worker.domain.regression import Regression
+
+# Of so many observations each, an estimate is made: steps that decode are many, prefills are few.
+_FORGET_PREFILL = 1 - 1 / 100
+_FORGET_DECODE = 1 - 1 / 1000
+# Attention to so many tokens, and reading so many of context, takes about as long as what a step does without them.
+_PAIRS_PER_TOKEN = {2: (1, 2_000.0)}
+_CONTEXT_PER_STEP = {2: (0, 20_000.0)}
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """What was computed of prompts, in one step or several.
+
+    Attributes:
+        new_tokens: Tokens that were computed, not found in the cache.
+        pairs: Pairs of a new token and a token before it.
+        steps: The steps that it took.
+    """
+
+    new_tokens: int
+    pairs: float
+    steps: int = 1
+
+    @classmethod
+    def of(cls, new_tokens: int, *, start: int = 0, steps: int = 1) -> "Prefill":
+        """That of `new_tokens` tokens that follow `start` computed ones, of one prompt."""
+        return cls(new_tokens, _pairs(new_tokens, start=start), steps)
+
+    @property
+    def sizes(self) -> Sequence[float]:
+        """By what the rates of prefill are multiplied."""
+        return (self.steps, self.new_tokens, self.pairs)
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """A step's part that made the next token of each of `batch` requests, which hold so many tokens together."""
+
+    batch: int
+    context_tokens: int = 0
+
+    @property
+    def sizes(self) -> Sequence[float]:
+        """By what the rates of decoding are multiplied."""
+        return (1, self.batch - 1, self.context_tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
     """A linear model of an engine's speed, in milliseconds.
+
+    A step that prefills and decodes reads the weights once, so it has one fixed time: the longer one.
 
     Attributes:
         prefill_base_ms: Each step that prefills.
@@ -29,8 +75,8 @@ class Rates:
 
     def prefill_ms(self, new_tokens: int, *, start: int = 0) -> float:
         """The time to compute `new_tokens` tokens of a prompt that follow `start` computed ones."""
-        pairs = new_tokens * (start + new_tokens / 2)
-        return self.prefill_base_ms + self.prefill_ms_per_token * new_tokens + self.prefill_ms_per_pair * pairs
+        pairs_ms = self.prefill_ms_per_pair * _pairs(new_tokens, start=start)
+        return self.prefill_base_ms + self.prefill_ms_per_token * new_tokens + pairs_ms
 
     def decode_ms(self, batch: int, *, context_tokens: int = 0) -> float:
         """The time of a step that decodes for `batch` requests, which hold so many tokens together."""
@@ -38,55 +84,49 @@ class Rates:
         return self.decode_base_ms + further + self.decode_ms_per_context_token * context_tokens
 
 
-class Line:
-    """y = base + slope * x by least squares, where older observations count less and less."""
-
-    def __init__(self) -> None:
-        self._weight = self._x = self._y = self._xx = self._xy = 0.0
-
-    def observe(self, x: float, y: float) -> None:
-        """Takes one observation in."""
-        self._weight = self._weight * _FORGET + 1.0
-        self._x = self._x * _FORGET + x
-        self._y = self._y * _FORGET + y
-        self._xx = self._xx * _FORGET + x * x
-        self._xy = self._xy * _FORGET + x * y
-
-    def fit(self, *, base: float, slope: float) -> tuple[float, float]:
-        """(base, slope), neither negative; the declared ones where too little was seen.
-
-        Where all observations have about the same x, the declared slope stays as far as it fits under them.
-        """
-        if self._weight < _ENOUGH:
-            return base, slope
-        mean_x, mean_y = self._x / self._weight, self._y / self._weight
-        variance = self._xx / self._weight - mean_x * mean_x
-        if variance > 0.01 * mean_x * mean_x + 1e-9:
-            slope = max(0.0, (self._xy / self._weight - mean_x * mean_y) / variance)
-        if mean_x > 0:
-            slope = min(slope, mean_y / mean_x)
-        return max(0.0, mean_y - slope * mean_x), slope
-
-
 class RateEstimate:
     """The declared rates, moved by what was measured."""
 
     def __init__(self, declared: Rates) -> None:
-        self._declared = declared
-        self._prefill = Line()
-        self._decode = Line()
+        self.restart(declared)
 
-    def saw_prefill(self, *, new_tokens: int, ms: float) -> None:
-        """A prefill of `new_tokens` uncached tokens took `ms`."""
-        self._prefill.observe(new_tokens, ms)
+    def restart(self, known: Rates) -> None:
+        """Forgets what was measured; these rates hold where what will be measured says nothing."""
+        self._prefill = Regression(
+            (known.prefill_base_ms, known.prefill_ms_per_token, known.prefill_ms_per_pair),
+            small=_PAIRS_PER_TOKEN,
+            forget=_FORGET_PREFILL,
+        )
+        self._decode = Regression(
+            (known.decode_base_ms, known.decode_ms_per_request, known.decode_ms_per_context_token),
+            small=_CONTEXT_PER_STEP,
+            forget=_FORGET_DECODE,
+        )
 
-    def saw_decode(self, *, batch: int, ms: float) -> None:
-        """A step that decoded for `batch` requests took `ms`."""
-        self._decode.observe(batch - 1, ms)
+    def saw_prefill(self, prefill: Prefill, *, ms: float, beside: Sequence[Decode] = ()) -> None:
+        """A prefill took `ms`, in steps some of which decoded as well."""
+        rates = self.current()
+        both_ms = min(rates.prefill_base_ms, rates.decode_base_ms)
+        decodes_ms = sum(rates.decode_ms(step.batch, context_tokens=step.context_tokens) - both_ms for step in beside)
+        self._prefill.observe(prefill.sizes, ms - decodes_ms)
+
+    def saw_decode(self, decode: Decode, *, ms: float) -> None:
+        """A step that did nothing but decode took `ms`."""
+        self._decode.observe(decode.sizes, ms)
 
     def current(self) -> Rates:
         """The estimate now."""
-        declared = self._declared
-        prefill = self._prefill.fit(base=declared.prefill_base_ms, slope=declared.prefill_ms_per_token)
-        decode = self._decode.fit(base=declared.decode_base_ms, slope=declared.decode_ms_per_request)
-        return Rates(*prefill, *decode, declared.prefill_ms_per_pair, declared.decode_ms_per_context_token)
+        prefill_base_ms, prefill_ms_per_token, prefill_ms_per_pair = self._prefill.coefficients.tolist()
+        decode_base_ms, decode_ms_per_request, decode_ms_per_context_token = self._decode.coefficients.tolist()
+        return Rates(
+            prefill_base_ms=prefill_base_ms,
+            prefill_ms_per_token=prefill_ms_per_token,
+            decode_base_ms=decode_base_ms,
+            decode_ms_per_request=decode_ms_per_request,
+            prefill_ms_per_pair=prefill_ms_per_pair,
+            decode_ms_per_context_token=decode_ms_per_context_token,
+        )
+
+
+def _pairs(new_tokens: int, *, start: int) -> float:
+    return new_tokens * (start + new_tokens / 2)

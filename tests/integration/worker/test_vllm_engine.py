@@ -7,6 +7,7 @@ import json
 import grpc
 import pytest
 from downstack.types.v1.chat_pb2 import SamplingParams
+from downstack.worker.v1 import worker_pb2
 
 from services.kit.errors import Reason
 from services.kit.models import Tokenizer
@@ -62,10 +63,16 @@ async def test_a_constraint_that_does_not_compile_is_refused(
 
 
 async def test_rates_are_measured(vllm: Rig) -> None:
-    """The load report says how fast the engine is, not how fast it was declared to be."""
-    rates = vllm.worker.load().rates
-    assert rates.prefill_ms_per_token > 0
+    """What the worker says of its speed is measured, not declared, and fits what a request takes."""
+    status = await vllm.stub.GetStatus(worker_pb2.GetStatusRequest(), metadata=vllm.metadata())
+    rates = status.spec.rates
     assert rates.decode_base_ms != 10.0
+    assert rates.prefill_ms_per_token > 0
+    assert rates.prefill_ms_per_token != 0.1
+    timings = (await vllm.generate([7] * 400, SamplingParams(max_tokens=16, ignore_eos=True))).finished.finished.timings
+    prefill_ms = rates.prefill_base_ms + 400 * rates.prefill_ms_per_token + 80_000 * rates.prefill_ms_per_pair
+    assert prefill_ms / 3 < timings.prefill_ms < prefill_ms * 3
+    assert rates.decode_base_ms / 3 < timings.tpot_ms < rates.decode_base_ms * 3
 
 
 def test_the_adapter_finds_what_it_relies_on(smollm2: object) -> None:
@@ -90,7 +97,9 @@ def test_the_adapter_finds_what_it_relies_on(smollm2: object) -> None:
     from vllm.v1.metrics.stats import (  # noqa: PLC0415
         IterationStats,
         PrefixCacheStats,
+        PromptTokenStats,
         RequestStateStats,
+        SchedulerIterationDetails,
         SchedulerStats,
     )
 
@@ -110,7 +119,7 @@ def test_the_adapter_finds_what_it_relies_on(smollm2: object) -> None:
         "model", "served_model_name", "dtype", "max_model_len", "block_size", "max_num_seqs",
         "max_num_batched_tokens", "gpu_memory_utilization", "enforce_eager", "enable_prefix_caching",
         "scheduling_policy", "distributed_executor_backend", "disable_log_stats", "kv_events_config",
-        "num_gpu_blocks_override", "worker_extension_cls",
+        "num_gpu_blocks_override", "worker_extension_cls", "enable_logging_iteration_details",
     }  # fmt: skip
     assert arguments <= fields(AsyncEngineArgs)
     assert {"prompt_token_ids", "cache_salt"} <= set(TokensPrompt.__annotations__) | set(
@@ -124,12 +133,16 @@ def test_the_adapter_finds_what_it_relies_on(smollm2: object) -> None:
     assert list(inspect.signature(StatLoggerBase.record).parameters)[1:3] == ["scheduler_stats", "iteration_stats"]
     scheduler = {
         "num_running_reqs", "num_waiting_reqs", "num_skipped_waiting_reqs", "kv_cache_usage", "prefix_cache_stats",
+        "iteration_details",
     }  # fmt: skip
     assert scheduler <= fields(SchedulerStats)
     assert {"queries", "hits"} <= fields(PrefixCacheStats)
-    assert {"num_generation_tokens", "inter_token_latencies_iter", "time_to_first_tokens_iter"} <= set(
-        vars(IterationStats())
-    )
+    iteration = {
+        "num_generation_tokens", "inter_token_latencies_iter", "time_to_first_tokens_iter", "prompt_token_stats",
+    }  # fmt: skip
+    assert iteration <= set(vars(IterationStats()))
+    assert {"num_ctx_requests", "num_ctx_tokens", "num_generation_requests"} <= fields(SchedulerIterationDetails)
+    assert {"computed", "cached_tokens"} <= fields(PromptTokenStats)
     assert {"queued_ts", "scheduled_ts", "first_token_ts"} <= fields(RequestStateStats)
     assert {"index", "text", "token_ids", "logprobs", "finish_reason"} <= fields(CompletionOutput)
     assert {"outputs", "num_cached_tokens", "metrics"} <= set(inspect.signature(RequestOutput).parameters)

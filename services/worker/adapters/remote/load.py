@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from downstack.smg import vllm_engine_pb2 as pb
 
 from services.kit.clock import Clock
-from services.worker.domain.rates import RateEstimate, Rates
+from services.worker.domain.rates import Decode, Prefill, RateEstimate, Rates
 from services.worker.ports import EngineOutput, EngineStats
 
 
@@ -75,7 +75,7 @@ class RemoteLoad:
             if flight.alone:
                 # On an empty server the first token comes after the prefill and nothing else.
                 ms = (now - flight.sent) * 1000
-                self._rates.saw_prefill(new_tokens=flight.prompt_tokens - cached, ms=ms)
+                self._rates.saw_prefill(Prefill.of(flight.prompt_tokens - cached, start=cached), ms=ms)
             flight.first = now
             flight.tokens = -len(output.token_ids)
         flight.tokens += len(output.token_ids)
@@ -87,7 +87,7 @@ class RemoteLoad:
         steps = flight.tokens / flight.answers
         if flight.first is not None and steps >= 1:
             batch = max(1, self._own_running() + self._others.running)
-            self._rates.saw_decode(batch=batch, ms=(flight.last - flight.first) * 1000 / steps)
+            self._rates.saw_decode(Decode(batch), ms=(flight.last - flight.first) * 1000 / steps)
         self._flights.discard(flight)
         self.changed.set()
 

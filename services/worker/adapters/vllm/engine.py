@@ -19,6 +19,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from services.kit.errors import DownstackError, Reason, StartupError
+from services.worker.adapters.vllm.calibration import calibrate
 from services.worker.adapters.vllm.events import BlockTranslator
 from services.worker.adapters.vllm.lora import Loras
 from services.worker.adapters.vllm.params import engine_outputs, vllm_params
@@ -26,6 +27,7 @@ from services.worker.adapters.vllm.processes import kill
 from services.worker.adapters.vllm.pulse import Pulse
 from services.worker.adapters.vllm.stats import Gauges, StatLogger
 from services.worker.adapters.vllm.subscription import Subscription
+from services.worker.adapters.vllm.visit import Visit
 from services.worker.domain.adapters import Adapter
 from services.worker.domain.mirror import KvChange
 from services.worker.domain.rates import Rates
@@ -35,7 +37,6 @@ from services.worker.ports import EngineOutput, EngineSpec, EngineStats
 _log = structlog.get_logger()
 _SHUTDOWN_S = 5.0
 _ANSWER_S = 1.0
-_WARM_UP_SALT = "warm-up"
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,14 @@ class VllmModel:
 class VllmEngine:
     """One AsyncLLM. A dead one stays dead, and another one takes its place."""
 
-    def __init__(self, args: AsyncEngineArgs, model: VllmModel, *, declared: Rates, scratch: Path) -> None:
+    def __init__(
+        self, args: AsyncEngineArgs, model: VllmModel, *, declared: Rates, calibration: str, scratch: Path
+    ) -> None:
         self._args = args
+        self._calibration = calibration
         self._scratch = scratch
         self._model = model
-        self._gauges = Gauges(declared)
+        self._gauges = Gauges(declared, step_tokens=args.max_num_batched_tokens)
         self._loras = Loras()
         self._llm: Any = None
         self._events: Subscription | None = None
@@ -110,7 +114,9 @@ class VllmEngine:
         self._spec = self._described()
         kv = self._args.kv_events_config
         self._events = Subscription(endpoint=kv.endpoint, replay_endpoint=kv.replay_endpoint)
-        await self._warm_up()
+        if self._calibration != "off":
+            await calibrate(self, self._gauges.rates)
+            await llm.reset_prefix_cache()
         self._pulse = Pulse(
             lambda: llm.collective_rpc("answer"), steps=lambda: self._gauges.steps, pids=tuple(self._pids)
         )
@@ -130,6 +136,7 @@ class VllmEngine:
         steps = self._gauges.steps
         prompt = TokensPrompt(prompt_token_ids=list(prompt_token_ids), cache_salt=cache_salt or None)
         tokens = 0
+        visit = Visit(self._gauges, prompt_tokens=len(prompt_token_ids), answers=sampling.n)
         try:
             outputs = self._llm.generate(
                 prompt, vllm_params(sampling), request_id, priority=priority, lora_request=lora
@@ -137,8 +144,7 @@ class VllmEngine:
             async with aclosing(outputs) as stream:
                 async for output in stream:
                     for each in engine_outputs(output, logprobs=sampling.logprobs):
-                        if tokens == 0 and each.prefill_ms is not None:
-                            self._saw_prefill(len(prompt_token_ids), each)
+                        visit.saw(each)
                         tokens += len(each.token_ids)
                         yield each if tokens else replace(each, prefill_began=self._began_since(steps))
         except EngineDeadError:
@@ -151,6 +157,8 @@ class VllmEngine:
             cause = error.__cause__ or error
             _log.error("vllm_request_failed", request_id=request_id, cause=type(cause).__name__, steps=steps)
             raise DownstackError(Reason.INTERNAL, "The engine failed with this request.") from error
+        finally:
+            visit.leave()
 
     async def abort(self, request_ids: Iterable[str]) -> None:
         if self._llm is not None and not self._llm.errored:
@@ -216,29 +224,12 @@ class VllmEngine:
             max_num_batched_tokens=config.scheduler_config.max_num_batched_tokens,
         )
 
-    async def _warm_up(self) -> None:
-        """Runs each kind of step a few times: kernels settle, and the rates are measured rather than declared."""
-        lengths = [length for length in (16, 32, 64, 128, 256) if length < self.spec.context_tokens - 8]
-        for number, length in enumerate(lengths):
-            sampling = Sampling(max_tokens=4, ignore_eos=True, temperature=0)
-            prompt = [1] * length
-            outputs = self.generate(
-                prompt, sampling, request_id=f"warm-up-{number}", cache_salt=f"{_WARM_UP_SALT}-{number}", priority=0
-            )
-            async for _ in outputs:
-                pass
-        await self._llm.reset_prefix_cache()
-
     def _began_since(self, steps: int) -> bool:
         """Whether a request without a token yet, given at that step, is being computed: steps went by, nothing waits.
 
         vLLM tells only with the first token. A prefill that fits into one step, and is aborted in it, goes unnoticed.
         """
         return self._gauges.steps > steps and self._gauges.waiting == 0
-
-    def _saw_prefill(self, prompt_tokens: int, output: EngineOutput) -> None:
-        if output.prefill_ms is not None:
-            self._gauges.rates.saw_prefill(new_tokens=prompt_tokens - (output.cached_tokens or 0), ms=output.prefill_ms)
 
 
 def _refused(sampling: Sampling, error: Exception) -> DownstackError:

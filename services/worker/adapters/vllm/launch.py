@@ -25,7 +25,7 @@ def vllm_engine(settings: WorkerSettings, tokenizer: Tokenizer, *, rates: Rates)
         raise StartupError(
             f"A KV cache of {settings.kv_blocks} blocks is too small for a context of {settings.context_tokens} tokens."
         )
-    _prepare_environment(settings)
+    prepare_environment(settings)
     try:
         # After the environment: vLLM reads it while it is imported.
         from services.worker.adapters.vllm.engine import VllmEngine, VllmModel  # noqa: PLC0415
@@ -33,10 +33,11 @@ def vllm_engine(settings: WorkerSettings, tokenizer: Tokenizer, *, rates: Rates)
         raise StartupError(f"The engine `vllm` is not installed here ({error.name} is missing).") from error
     model = VllmModel(settings.model, tokenizer.revision, tokenizer.vocab_size)
     scratch = Path(tempfile.mkdtemp(prefix="downstack-"))
-    return VllmEngine(_arguments(settings, scratch=scratch), model, declared=rates, scratch=scratch)
+    arguments = engine_arguments(settings, scratch=scratch)
+    return VllmEngine(arguments, model, declared=rates, calibration=settings.calibration, scratch=scratch)
 
 
-def _prepare_environment(settings: WorkerSettings) -> None:
+def prepare_environment(settings: WorkerSettings) -> None:
     """What vLLM takes from the environment only. What the operator has set stays."""
     wanted = {
         "HF_HUB_OFFLINE": "1",
@@ -54,7 +55,8 @@ def _prepare_environment(settings: WorkerSettings) -> None:
         os.environ.setdefault(name, value)
 
 
-def _arguments(settings: WorkerSettings, *, scratch: Path) -> Any:
+def engine_arguments(settings: WorkerSettings, *, scratch: Path) -> Any:
+    """VLLM's AsyncEngineArgs; its sockets are in the folder `scratch`."""
     from vllm.config import KVEventsConfig  # noqa: PLC0415
     from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: PLC0415
     from vllm.platforms import current_platform  # noqa: PLC0415
@@ -80,6 +82,8 @@ def _arguments(settings: WorkerSettings, *, scratch: Path) -> Any:
         distributed_executor_backend="uni" if on_cpu else None,
         worker_extension_cls="services.worker.adapters.vllm.child.EngineChild",
         disable_log_stats=True,
+        # Tells with the statistics of each step what was in it.
+        enable_logging_iteration_details=True,
         kv_events_config=KVEventsConfig(
             enable_kv_cache_events=True,
             publisher="zmq",

@@ -1,21 +1,27 @@
 """What vLLM says about itself after each step, gathered in the process."""
 
 import asyncio
-import time
 from typing import Any
 
 from vllm.v1.metrics.loggers import StatLoggerBase
 
+from services.worker.adapters.vllm.steps import StepTimes
 from services.worker.domain.rates import RateEstimate, Rates
-
-# A pause this long between two steps was idleness, not a slow step.
-_IDLE_MS = 5_000.0
 
 
 class Gauges:
-    """The last state and the totals since the start."""
+    """The last state and the totals since the start.
 
-    def __init__(self, declared: Rates) -> None:
+    Attributes:
+        step_tokens: The most tokens in one step.
+        entered: Requests that were given to the engine.
+        inside: Those of them that have not ended.
+        context_tokens: The tokens that the requests hold which have their first token, as the process itself counts
+            them.
+    """
+
+    def __init__(self, declared: Rates, *, step_tokens: int) -> None:
+        self.step_tokens = step_tokens
         self.running = 0
         self.waiting = 0
         self.kv_usage = 0.0
@@ -23,31 +29,29 @@ class Gauges:
         self.generated = 0
         self.queries = 0
         self.hits = 0
+        self.entered = 0
+        self.inside = 0
+        self.context_tokens = 0
         self.rates = RateEstimate(declared)
         self.changed = asyncio.Event()
-        self._decoded_at: float | None = None
+        self._times = StepTimes(self.rates)
 
-    def saw_scheduler(self, stats: Any) -> None:
-        """Takes vLLM's SchedulerStats in."""
+    def saw_step(self, scheduler: Any, iteration: Any) -> None:
+        """Takes vLLM's SchedulerStats and IterationStats of a step in, either of which may be None."""
+        if iteration is not None:
+            self.generated += iteration.num_generation_tokens
+        if scheduler is None:
+            return
+        if scheduler.iteration_details is not None:
+            # What this step has made is not counted yet: its outputs are read after it.
+            self._times.saw(scheduler.iteration_details, iteration, context_tokens=self.context_tokens)
         self.steps += 1
-        self.running = stats.num_running_reqs
-        self.waiting = stats.num_waiting_reqs + stats.num_skipped_waiting_reqs
-        self.kv_usage = stats.kv_cache_usage
-        self.queries += stats.prefix_cache_stats.queries
-        self.hits += stats.prefix_cache_stats.hits
+        self.running = scheduler.num_running_reqs
+        self.waiting = scheduler.num_waiting_reqs + scheduler.num_skipped_waiting_reqs
+        self.kv_usage = scheduler.kv_cache_usage
+        self.queries += scheduler.prefix_cache_stats.queries
+        self.hits += scheduler.prefix_cache_stats.hits
         self.changed.set()
-
-    def saw_iteration(self, stats: Any) -> None:
-        """Takes vLLM's IterationStats in. Only steps that decoded and did nothing else say how long decoding takes."""
-        self.generated += stats.num_generation_tokens
-        batch = len(stats.inter_token_latencies_iter)
-        now = time.monotonic()
-        pure = batch > 0 and batch == stats.num_generation_tokens and not stats.time_to_first_tokens_iter
-        if pure and self._decoded_at is not None:
-            ms = (now - self._decoded_at) * 1000
-            if ms < _IDLE_MS:
-                self.rates.saw_decode(batch=batch, ms=ms)
-        self._decoded_at = now if batch else None
 
 
 class StatLogger(StatLoggerBase):  # type: ignore[misc]  # vLLM's class has no types
@@ -64,10 +68,7 @@ class StatLogger(StatLoggerBase):  # type: ignore[misc]  # vLLM's class has no t
         engine_idx: int = 0,  # noqa: ARG002
     ) -> None:
         """Called by vLLM on the event loop, for every batch of outputs."""
-        if scheduler_stats is not None:
-            self._gauges.saw_scheduler(scheduler_stats)
-        if iteration_stats is not None:
-            self._gauges.saw_iteration(iteration_stats)
+        self._gauges.saw_step(scheduler_stats, iteration_stats)
 
     def log_engine_initialized(self) -> None:
         """Nothing to say."""
