@@ -19,6 +19,8 @@ from services.scheduler.domain.instructions import (
     Close,
     Instruction,
     Place,
+    Record,
+    RecordPassed,
     RecordUsage,
     RecordWorker,
     Refuse,
@@ -106,7 +108,7 @@ class Scheduler:
         self._numbers = itertools.count(1)
         self._calls: dict[int, asyncio.Future[Place]] = {}
         self._connections: dict[int, Connection] = {}
-        self._records: asyncio.Queue[RecordUsage | RecordWorker] = asyncio.Queue()
+        self._records: asyncio.Queue[Record] = asyncio.Queue()
         self._changed = asyncio.Event()
         self._seen = (0, 0)
         self._draining = False
@@ -197,6 +199,9 @@ class Scheduler:
             case RecordWorker():
                 _log.info("worker", worker=instruction.worker_id, phase=instruction.phase.value)
                 self._records.put_nowait(instruction)
+            case RecordPassed(status):
+                _log.warning("budget passed", tenant=status.budget.key.tenant_id, budget=str(status.budget.key))
+                self._records.put_nowait(instruction)
             case Released():
                 pass
 
@@ -229,13 +234,16 @@ class Scheduler:
             finally:
                 self._records.task_done()
 
-    async def _write(self, record: RecordUsage | RecordWorker) -> None:
+    async def _write(self, record: Record) -> None:
         while True:
             try:
-                if isinstance(record, RecordUsage):
-                    await self._journal.closed(record)
-                else:
-                    await self._journal.worker_changed(record)
+                match record:
+                    case RecordUsage():
+                        await self._journal.closed(record)
+                    case RecordWorker():
+                        await self._journal.worker_changed(record)
+                    case RecordPassed():
+                        await self._journal.budget_passed(record)
             except DownstackError as error:
                 _log.warning("record not written", reason=error.reason.value)
                 await asyncio.sleep(_RETRY_S)

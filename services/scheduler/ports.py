@@ -1,10 +1,12 @@
 """What the scheduler needs of the world."""
 
-from collections.abc import AsyncIterator, Sequence
+import datetime as dt
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
+from services.scheduler.domain.budget import Budget, BudgetKey
 from services.scheduler.domain.decision import Decision
-from services.scheduler.domain.instructions import RecordUsage, RecordWorker
+from services.scheduler.domain.instructions import RecordPassed, RecordUsage, RecordWorker
 from services.scheduler.domain.lease import Grant
 from services.scheduler.domain.ledger import DecisionEntry, Grouping, Page, UsageEntry, UsageFilter, UsageTotal
 from services.scheduler.domain.reconcile import Compared, Position, Unmatched
@@ -35,6 +37,14 @@ class Journal(Protocol):
 
     async def worker_changed(self, record: RecordWorker) -> None:
         """Record a step in a worker's life."""
+        ...
+
+    async def budget_passed(self, record: RecordPassed) -> None:
+        """Record that a budget was passed. The same budget and period always give the same record."""
+        ...
+
+    async def budget_changed(self, key: BudgetKey, *, action: str) -> None:
+        """Record who changed a budget."""
         ...
 
 
@@ -75,6 +85,32 @@ class LedgerStore(Protocol):
 
     async def decisions(self, tenant_id: str, request_id: str) -> list[DecisionEntry]:
         """The decisions of a request, first to last."""
+        ...
+
+
+class BudgetStore(Protocol):
+    """The budgets, and the sums of the ledger's rows that they limit. All raise DEPENDENCY_UNAVAILABLE."""
+
+    async def revision(self) -> int:
+        """The number of the last change."""
+        ...
+
+    async def load(self) -> tuple[int, list[Budget]]:
+        """All budgets, and the number of their last change."""
+        ...
+
+    async def put(self, budget: Budget) -> None:
+        """Set a budget. Raises TENANT_NOT_FOUND, KEY_NOT_FOUND, or QUOTA_EXCEEDED: there are too many."""
+        ...
+
+    async def remove(self, key: BudgetKey) -> bool:
+        """Remove a budget. False: there is none."""
+        ...
+
+    async def spent(
+        self, tenant_id: str, budgets: Sequence[Budget], *, day: dt.date, leases: Sequence[str]
+    ) -> tuple[Mapping[BudgetKey, int], list[str]]:
+        """What is spent of a tenant's budgets in the periods that the day lies in, and which leases that includes."""
         ...
 
 

@@ -7,10 +7,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic_settings import SettingsConfigDict
 
 from services.kit.settings import AccountSettings, EventSettings, PostgresSettings, ServiceSettings
+from services.scheduler.domain.demand import DemandLimits
 from services.scheduler.domain.lease import MAX_PRICE
 from services.scheduler.domain.limits import Limits
 
 _L = Limits()
+_D = DemandLimits()
 
 
 class TokenPrice(BaseModel):
@@ -78,6 +80,18 @@ class SchedulerSettings(ServiceSettings, PostgresSettings, EventSettings, Accoun
 
     max_tenants: int = Field(default=_L.max_tenants, ge=1)
     """Tenants whose service is remembered."""
+
+    max_settled_leases: int = Field(default=_L.max_settled_leases, ge=1)
+    """Ended leases whose rows are awaited, to know what is spent of budgets."""
+
+    max_budgets: int = Field(default=10_000, ge=1, le=100_000)
+    """Budgets of all tenants together; a further one is refused with QUOTA_EXCEEDED."""
+
+    budget_refresh_s: float = Field(default=1.0, ge=0.05, le=60)
+    """Time between two looks at the budgets and what is spent of them."""
+
+    budget_tenants_per_refresh: int = Field(default=100, ge=1)
+    """Tenants whose spending is read at one look."""
 
     max_ended_leases: int = Field(default=_L.max_ended_leases, ge=1)
     """Ended leases remembered, so that late reports of them are understood."""
@@ -160,6 +174,15 @@ class SchedulerSettings(ServiceSettings, PostgresSettings, EventSettings, Accoun
     report_interval_s: float = Field(default=_L.report_interval_s, ge=0.1, le=60)
     """Time between two load reports of a worker at most."""
 
+    demand_window_s: float = Field(default=_D.window_s, gt=0)
+    """The time over which demand is averaged, for `replicas_wanted`."""
+
+    demand_utilization: float = Field(default=_D.utilization, gt=0, le=1)
+    """The share of a worker that should be busy, for `replicas_wanted`."""
+
+    demand_drain_s: float = Field(default=_D.drain_s, gt=0)
+    """The time in which what waits should be gone, for `replicas_wanted`."""
+
     reconcile_interval_s: float = Field(default=60.0, gt=0)
     """Time between two comparisons of the ledger's decisions with its rows."""
 
@@ -171,6 +194,12 @@ class SchedulerSettings(ServiceSettings, PostgresSettings, EventSettings, Accoun
 
     reconcile_max_pending: int = Field(default=1000, ge=1)
     """Leases closed by comparison whose rows are awaited; no more are closed beyond it."""
+
+    def demand_limits(self) -> DemandLimits:
+        """How demand is measured."""
+        return DemandLimits(
+            window_s=self.demand_window_s, utilization=self.demand_utilization, drain_s=self.demand_drain_s
+        )
 
     def limits(self) -> Limits:
         """The bounds that the brain keeps to."""

@@ -22,6 +22,7 @@ from services.kit.ids import new_id
 from services.kit.pg.migrate import migrate
 from services.kit.pg.pool import Database
 from services.kit.server import Binding, ServiceParts
+from services.scheduler.adapters.budget_store import PostgresBudgets
 from services.scheduler.adapters.ledger_consumer import LedgerConsumer
 from services.scheduler.adapters.ledger_gaps import PostgresGaps
 from services.scheduler.adapters.ledger_servicer import LedgerServicer
@@ -32,6 +33,7 @@ from services.scheduler.adapters.page_tokens import PageTokens
 from services.scheduler.adapters.scheduler_servicer import SchedulerServicer
 from services.scheduler.adapters.timeline import Timeline
 from services.scheduler.app import Scheduler, ShellLimits
+from services.scheduler.budget_keeper import BudgetKeeper, BudgetLimits
 from services.scheduler.domain.brain import Brain
 from services.scheduler.domain.cost import DEFAULT_OBJECTIVES
 from services.scheduler.domain.policies.registry import UnknownWeightError, policies
@@ -47,6 +49,7 @@ _LEDGER = "downstack.scheduler.v1.LedgerService"
 
 _ROUTER = Access.service("router")
 _FLEET = Access.any_of(Access.service("router"), Access.scope("usage", "admin"))
+_OPERATOR = Access.scope("admin")
 _READER = Access.any_of(Access.service("router"), Access.scope("usage"))
 ACCESS = {
     f"/{_SCHEDULER}/Place": _ROUTER,
@@ -57,7 +60,9 @@ ACCESS = {
     f"/{_LEDGER}/GetUsage": _READER,
     f"/{_LEDGER}/ListUsage": _READER,
     f"/{_LEDGER}/DescribeRequest": _READER,
-    f"/{_LEDGER}/SetBudget": Access.scope("admin"),
+    f"/{_LEDGER}/SetBudget": _OPERATOR,
+    f"/{_LEDGER}/RemoveBudget": _OPERATOR,
+    f"/{_LEDGER}/ListBudgets": Access.any_of(_READER, _OPERATOR),
 }
 ENDLESS = (f"/{_SCHEDULER}/WatchFleet",)
 
@@ -87,7 +92,7 @@ async def wire(settings: SchedulerSettings) -> AsyncIterator[ServiceParts]:
         brain, timeline = make_brain(settings, clock), Timeline(clock)
         journal = OutboxJournal(outbox, scheduler_id=scheduler_id, prices=brain.prices, timeline=timeline)
         meter = PrometheusMeter()
-        meter.watch(brain)
+        meter.watch(brain, clock=clock)
         scheduler = Scheduler(
             brain,
             clock=clock,
@@ -95,6 +100,18 @@ async def wire(settings: SchedulerSettings) -> AsyncIterator[ServiceParts]:
             meter=meter,
             limits=ShellLimits(tick_s=settings.tick_s, max_orders=settings.max_orders),
         )
+        keeper = BudgetKeeper(
+            PostgresBudgets(db, max_budgets=settings.max_budgets),
+            brain.budgets,
+            apply=scheduler.apply,
+            journal=journal,
+            clock=clock,
+            limits=BudgetLimits(
+                refresh_s=settings.budget_refresh_s, tenants_per_refresh=settings.budget_tenants_per_refresh
+            ),
+        )
+        # Nothing is granted before it is known what may be spent.
+        await keeper.refresh()
         gaps = PostgresGaps(db, AccountStore(db, pepper=settings.key_pepper.get_secret_value().encode(), clock=clock))
         reconciler = Reconciler(
             gaps,
@@ -109,10 +126,12 @@ async def wire(settings: SchedulerSettings) -> AsyncIterator[ServiceParts]:
         consumer = EventConsumer(settings.kafka_bootstrap, group=LEDGER_GROUP, topics=[USAGE, AUDIT], handle=handle)
 
         yield ServiceParts(
-            bindings=bindings(scheduler, store, scheduler_id=scheduler_id, secret=settings.secret_bytes, clock=clock),
+            bindings=bindings(
+                scheduler, store, keeper, scheduler_id=scheduler_id, secret=settings.secret_bytes, clock=clock
+            ),
             access=ACCESS,
             authenticator=_authenticator(settings, db, clock),
-            tasks=[scheduler.run_ticks, scheduler.run_records, relay.run, consumer.run, reconciler.run],
+            tasks=[scheduler.run_ticks, scheduler.run_records, relay.run, consumer.run, reconciler.run, keeper.run],
             ready=db.ping,
             on_drain=scheduler.drain,
             endless=ENDLESS,
@@ -136,6 +155,7 @@ def make_brain(settings: SchedulerSettings, clock: Clock) -> Brain:
         new_lease_id=lambda: new_id("lse"),
         known_models=settings.prices,
         started_at=clock.monotonic(),
+        demand_limits=settings.demand_limits(),
     )
 
 
@@ -152,13 +172,14 @@ def reconcile_limits(settings: SchedulerSettings) -> ReconcileLimits:
 
 
 def bindings(
-    scheduler: Scheduler, store: LedgerStore, *, scheduler_id: str, secret: bytes, clock: Clock
+    scheduler: Scheduler, store: LedgerStore, keeper: BudgetKeeper, *, scheduler_id: str, secret: bytes, clock: Clock
 ) -> list[Binding]:
     """Both gRPC services."""
     placing = SchedulerServicer(scheduler, scheduler_id=scheduler_id, secret=secret, clock=clock)
     reading = LedgerServicer(
         store,
         scheduler.brain,
+        keeper=keeper,
         scheduler_id=scheduler_id,
         tokens=PageTokens(secret),
         timeline=Timeline(clock),

@@ -1,8 +1,9 @@
 """A journal in memory, for tests."""
 
 from services.kit.errors import DownstackError, Reason
+from services.scheduler.domain.budget import BudgetKey
 from services.scheduler.domain.decision import Decision
-from services.scheduler.domain.instructions import RecordUsage, RecordWorker
+from services.scheduler.domain.instructions import RecordPassed, RecordUsage, RecordWorker
 from services.scheduler.domain.lease import Grant
 from services.scheduler.domain.reconcile import Unmatched
 
@@ -18,6 +19,8 @@ class FakeJournal:
         self.closures: list[Unmatched] = []
         self.usage: list[RecordUsage] = []
         self.workers: list[RecordWorker] = []
+        self.passed: list[RecordPassed] = []
+        self.changes: list[tuple[str, BudgetKey]] = []
 
     def check_open(self) -> None:
         if self.full:
@@ -42,3 +45,11 @@ class FakeJournal:
     async def worker_changed(self, record: RecordWorker) -> None:
         self.check_open()
         self.workers.append(record)
+
+    async def budget_passed(self, record: RecordPassed) -> None:
+        self.check_open()
+        self.passed.append(record)
+
+    async def budget_changed(self, key: BudgetKey, *, action: str) -> None:
+        self.check_open()
+        self.changes.append((action, key))

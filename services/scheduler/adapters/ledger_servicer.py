@@ -1,4 +1,4 @@
-"""LedgerService over gRPC: a caller sees its own tenant's rows."""
+"""LedgerService over gRPC: a caller sees its own tenant's rows and budgets, an operator sets the budgets."""
 
 import uuid
 from collections.abc import Sequence
@@ -10,10 +10,12 @@ from downstack.scheduler.v1.ledger_pb2_grpc import LedgerServiceServicer
 from services.kit.errors import DownstackError, Reason, Violations
 from services.kit.identity import current_identity
 from services.kit.pg.paging import page_limit
+from services.scheduler.adapters.budget_wire import budget_of, key_of, status_message, tenant_of
 from services.scheduler.adapters.ledger_wire import GROUPINGS, decided_message, filter_of, row_message, total_message
 from services.scheduler.adapters.page_tokens import PageTokens
 from services.scheduler.adapters.timeline import Timeline
 from services.scheduler.adapters.writing import decision_message
+from services.scheduler.budget_keeper import BudgetKeeper
 from services.scheduler.domain.brain import Brain
 from services.scheduler.domain.ledger import DecisionEntry, UsageFilter
 from services.scheduler.ports import LedgerStore
@@ -26,10 +28,18 @@ class LedgerServicer(LedgerServiceServicer):
     """Reads the ledger; decisions that have not reached it yet come from the scheduler's memory."""
 
     def __init__(
-        self, store: LedgerStore, brain: Brain, *, scheduler_id: str, tokens: PageTokens, timeline: Timeline
+        self,
+        store: LedgerStore,
+        brain: Brain,
+        *,
+        keeper: BudgetKeeper,
+        scheduler_id: str,
+        tokens: PageTokens,
+        timeline: Timeline,
     ) -> None:
         self._store = store
         self._brain = brain
+        self._keeper = keeper
         self._scheduler_id = scheduler_id
         self._tokens = tokens
         self._timeline = timeline
@@ -66,10 +76,40 @@ class LedgerServicer(LedgerServiceServicer):
 
     async def SetBudget(  # noqa: N802
         self,
-        request: pb.SetBudgetRequest,  # noqa: ARG002
+        request: pb.SetBudgetRequest,
         context: grpc.aio.ServicerContext,  # noqa: ARG002
     ) -> pb.SetBudgetResponse:
-        raise DownstackError(Reason.METHOD_DISABLED, "budgets are not enforced by this version")
+        status = await self._keeper.set(budget_of(request, currency=self._brain.prices.default.currency))
+        if status is None:
+            raise DownstackError(Reason.CONFLICTING_UPDATE, "the budget was removed at the same time")
+        return pb.SetBudgetResponse(status=status_message(status))
+
+    async def ListBudgets(  # noqa: N802
+        self,
+        request: pb.ListBudgetsRequest,
+        context: grpc.aio.ServicerContext,  # noqa: ARG002
+    ) -> pb.ListBudgetsResponse:
+        tenant_id = _budgets_of(request.tenant_id)
+        bound_to = ("budgets", tenant_id or "")
+        position = self._tokens.read(request.page_token, parts=5, bound_to=bound_to)
+        left = [
+            status
+            for status in self._brain.budgets.statuses(tenant_id)
+            if position is None or status.budget.key.order > tuple(position)
+        ]
+        page = left[: page_limit(request.page_size)]
+        token = self._tokens.write(page[-1].budget.key.order, bound_to=bound_to) if len(page) < len(left) else ""
+        return pb.ListBudgetsResponse(budgets=[status_message(status) for status in page], next_page_token=token)
+
+    async def RemoveBudget(  # noqa: N802
+        self,
+        request: pb.RemoveBudgetRequest,
+        context: grpc.aio.ServicerContext,  # noqa: ARG002
+    ) -> pb.RemoveBudgetResponse:
+        found = Violations()
+        key = key_of(request, found)
+        found.check()
+        return pb.RemoveBudgetResponse(removed=await self._keeper.remove(key))
 
     async def DescribeRequest(  # noqa: N802
         self,
@@ -111,6 +151,19 @@ def _tenant() -> str:
     if not tenant_id:
         raise DownstackError(Reason.ACTION_NOT_ALLOWED, "the ledger is read with a key of the tenant")
     return str(uuid.UUID(tenant_id))
+
+
+def _budgets_of(tenant_id: str) -> str | None:
+    """The tenant whose budgets the caller sees; None: all tenants'."""
+    caller, found = current_identity(), Violations()
+    wanted = tenant_of(tenant_id, found) if tenant_id else ""
+    found.check()
+    if "admin" in caller.scopes:
+        return wanted or None
+    own = _tenant()
+    if wanted not in {"", own}:
+        raise DownstackError(Reason.ACTION_NOT_ALLOWED, "the budgets of another tenant are the operator's to see")
+    return own
 
 
 def _checked(message: pb.UsageFilter) -> UsageFilter:

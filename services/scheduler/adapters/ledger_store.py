@@ -2,7 +2,7 @@
 
 import datetime as dt
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from services.kit.identity import Identity
@@ -18,47 +18,49 @@ from services.scheduler.domain.ledger import (
     UsageTotal,
 )
 
-# How a row's columns are filled, in their order.
-_COLUMNS: Mapping[str, Any] = {
-    "lease_id": lambda e: e.lease_id,
-    "request_id": lambda e: e.request_id,
-    "attempt": lambda e: e.attempt,
-    "key_id": lambda e: e.key_id,
-    "model": lambda e: e.model,
-    "requested_model": lambda e: e.requested_model,
-    "worker_id": lambda e: e.worker_id,
-    "worker_epoch": lambda e: e.worker_epoch,
-    "engine": lambda e: e.engine,
-    "input_tokens": lambda e: e.usage.input_total,
-    "cached_tokens": lambda e: e.usage.input_cached,
-    "output_tokens": lambda e: e.usage.output_total,
-    "reasoning_tokens": lambda e: e.usage.reasoning,
-    "retrieved_tokens": lambda e: e.usage.retrieved_context,
-    "delivered_tokens": lambda e: e.usage.output_delivered,
-    "predicted_cached_tokens": lambda e: e.predicted_cached_tokens,
-    "cost_nano": lambda e: e.cost_nano,
-    "currency": lambda e: e.currency,
-    "price_version": lambda e: e.price_version,
-    "finish": lambda e: e.finish,
-    "source": lambda e: e.source,
-    "queue_ms": lambda e: e.times.queue_ms,
-    "engine_queue_ms": lambda e: e.times.engine_queue_ms,
-    "prefill_ms": lambda e: e.times.prefill_ms,
-    "ttft_ms": lambda e: e.times.ttft_ms,
-    "tpot_ms": lambda e: e.times.tpot_ms,
-    "total_ms": lambda e: e.times.total_ms,
-    "prepare_ms": lambda e: e.times.prepare_ms,
-    "gpu_seconds": lambda e: e.gpu_seconds,
-    "granted_at": lambda e: moment_of(e.granted_at),
-    "started_at": lambda e: moment_of(e.started_at),
-    "finished_at": lambda e: moment_of(e.finished_at),
-    "labels": lambda e: json.dumps(dict(e.labels)),
+# The columns of a row in their order: their types, and how they are filled.
+_COLUMNS: Mapping[str, tuple[str, Callable[[UsageEntry], Any]]] = {
+    "lease_id": ("text", lambda e: e.lease_id),
+    "request_id": ("text", lambda e: e.request_id),
+    "attempt": ("bigint", lambda e: e.attempt),
+    "key_id": ("text", lambda e: e.key_id),
+    "model": ("text", lambda e: e.model),
+    "requested_model": ("text", lambda e: e.requested_model),
+    "worker_id": ("text", lambda e: e.worker_id),
+    "worker_epoch": ("text", lambda e: e.worker_epoch),
+    "engine": ("text", lambda e: e.engine),
+    "input_tokens": ("bigint", lambda e: e.usage.input_total),
+    "cached_tokens": ("bigint", lambda e: e.usage.input_cached),
+    "output_tokens": ("bigint", lambda e: e.usage.output_total),
+    "reasoning_tokens": ("bigint", lambda e: e.usage.reasoning),
+    "retrieved_tokens": ("bigint", lambda e: e.usage.retrieved_context),
+    "delivered_tokens": ("bigint", lambda e: e.usage.output_delivered),
+    "predicted_cached_tokens": ("bigint", lambda e: e.predicted_cached_tokens),
+    "cost_nano": ("bigint", lambda e: e.cost_nano),
+    "currency": ("text", lambda e: e.currency),
+    "price_version": ("text", lambda e: e.price_version),
+    "finish": ("text", lambda e: e.finish),
+    "source": ("text", lambda e: e.source),
+    "queue_ms": ("float8", lambda e: e.times.queue_ms),
+    "engine_queue_ms": ("float8", lambda e: e.times.engine_queue_ms),
+    "prefill_ms": ("float8", lambda e: e.times.prefill_ms),
+    "ttft_ms": ("float8", lambda e: e.times.ttft_ms),
+    "tpot_ms": ("float8", lambda e: e.times.tpot_ms),
+    "total_ms": ("float8", lambda e: e.times.total_ms),
+    "prepare_ms": ("float8", lambda e: e.times.prepare_ms),
+    "gpu_seconds": ("float8", lambda e: e.gpu_seconds),
+    "granted_at": ("timestamptz", lambda e: moment_of(e.granted_at)),
+    "started_at": ("timestamptz", lambda e: moment_of(e.started_at)),
+    "finished_at": ("timestamptz", lambda e: moment_of(e.finished_at)),
+    "labels": ("jsonb", lambda e: json.dumps(dict(e.labels))),
 }
 _NAMES = ", ".join(_COLUMNS)
-# The first record of a lease stays; see the migration for corrections.
+# The first record of a lease stays; see the migration for corrections. All rows go into one statement: they are counted
+# as spent together, and locks on leases are all taken before those on sums.
 _ADD_USAGE = f"""
 INSERT INTO ledger.usage (tenant_id, {_NAMES})
-VALUES ($1, {", ".join(f"${place}" for place in range(2, len(_COLUMNS) + 2))})
+SELECT $1, row.* FROM unnest({", ".join(f"${place}::{kind}[]" for place, (kind, _) in enumerate(_COLUMNS.values(), 2))})
+    AS row ({_NAMES})
 ON CONFLICT (lease_id) DO NOTHING RETURNING lease_id
 """  # noqa: S608  names of columns
 _STATED = "SELECT lease_id, finish, source, cost_nano FROM ledger.usage WHERE lease_id = ANY($1::text[])"
@@ -106,9 +108,9 @@ class PostgresLedger:
         self._db = db
 
     async def add_usage(self, tenant_id: str, entries: Sequence[UsageEntry]) -> list[UsageEntry]:
-        rows = [(tenant_id, *(column(entry) for column in _COLUMNS.values())) for entry in entries]
+        columns = [[value(entry) for entry in entries] for _, value in _COLUMNS.values()]
         async with self._db.transaction(acting_for(tenant_id)) as connection:
-            added = {row["lease_id"] for row in await connection.fetchmany(_ADD_USAGE, rows)}
+            added = {row["lease_id"] for row in await connection.fetch(_ADD_USAGE, tenant_id, *columns)}
             if len(added) == len(entries):
                 return []
             there = await connection.fetch(_STATED, [entry.lease_id for entry in entries])

@@ -1,9 +1,13 @@
 """The scheduler's Prometheus metrics."""
 
+from collections.abc import Iterator
 from functools import partial
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram, Metric
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
+from services.kit.clock import Clock
 from services.scheduler.domain.brain import Brain
 from services.scheduler.domain.decision import Decision
 from services.scheduler.domain.request import Priority
@@ -41,11 +45,26 @@ def _workers(brain: Brain, phase: WorkerPhase) -> int:
     return sum(worker.phase is phase for worker in list(brain.fleet))
 
 
+class _ReplicasWanted(Collector):
+    """The autoscaling signal. Its models come and go, so it is made anew for every reading."""
+
+    def __init__(self, brain: Brain, clock: Clock) -> None:
+        self._brain, self._clock = brain, clock
+
+    def collect(self) -> Iterator[Metric]:
+        name = "downstack_scheduler_replicas_wanted"
+        wanted = GaugeMetricFamily(name, "Replicas that the traffic wants; for autoscalers.", labels=("model",))
+        for model, replicas in self._brain.demand.replicas_wanted(now=self._clock.monotonic()).items():
+            wanted.add_metric((model,), replicas)
+        yield wanted
+
+
 class PrometheusMeter:
     """Counts what happens; the gauges look at the brain when they are read."""
 
-    def watch(self, brain: Brain) -> None:
+    def watch(self, brain: Brain, *, clock: Clock) -> None:
         """Let the gauges show this brain."""
+        REGISTRY.register(_ReplicasWanted(brain, clock))
         for priority in Priority:
             QUEUED.labels(priority.name.lower()).set_function(partial(_queued, brain, priority))
         for phase in WorkerPhase:

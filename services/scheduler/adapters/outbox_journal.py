@@ -2,19 +2,22 @@
 
 from dataclasses import replace
 
-from downstack.events.v1.events_pb2 import AuditRecorded, UsageRecorded, WorkerChanged
+from downstack.events.v1.events_pb2 import Administered, AuditRecorded, BudgetPassed, UsageRecorded, WorkerChanged
 from downstack.scheduler.v1.scheduler_pb2 import LeaseGrant
 from downstack.types.v1.usage_pb2 import FinishReason, Timings, UsageSource
 
+from services.kit.context import current_request_id
 from services.kit.errors import DownstackError
 from services.kit.events.event import audit_event, usage_event, worker_event
 from services.kit.events.outbox import Outbox
 from services.kit.identity import current_identity
 from services.kit.pricing import cost_of
+from services.scheduler.adapters.budget_wire import status_message
 from services.scheduler.adapters.timeline import Timeline
 from services.scheduler.adapters.writing import PHASES, decision_message, grant_message, spec_message, usage_message
+from services.scheduler.domain.budget import BudgetKey
 from services.scheduler.domain.decision import Decision
-from services.scheduler.domain.instructions import RecordUsage, RecordWorker
+from services.scheduler.domain.instructions import RecordPassed, RecordUsage, RecordWorker
 from services.scheduler.domain.lease import Ending, Grant, Usage
 from services.scheduler.domain.prices import PriceList
 from services.scheduler.domain.reconcile import Unmatched
@@ -96,6 +99,30 @@ class OutboxJournal:
             occurred_at=self._timeline.stamp(record.at),
         )
         await self._outbox.append(worker_event(message, source=self._source))
+
+    async def budget_passed(self, record: RecordPassed) -> None:
+        key, first = record.status.budget.key, record.status.first.isoformat()
+        message = AuditRecorded(
+            tenant_id=key.tenant_id,
+            principal="service:scheduler",
+            occurred_at=self._timeline.stamp(record.at),
+            budget_passed=BudgetPassed(status=status_message(record.status)),
+        )
+        # Several schedulers see the same budget passed: it is one fact in each period.
+        parts = [*key.order, first, str(record.status.budget.limit_nano)]
+        await self._outbox.append(audit_event(message, source=self._source, kind="budget-passed", id_parts=parts))
+
+    async def budget_changed(self, key: BudgetKey, *, action: str) -> None:
+        caller, request_id = current_identity(), current_request_id()
+        message = AuditRecorded(
+            tenant_id=key.tenant_id,
+            principal=caller.principal,
+            key_id=caller.key_id,
+            occurred_at=self._timeline.stamp_now(),
+            administered=Administered(action=action, resource=f"tenant:{key.tenant_id}/budget:{key}"),
+        )
+        parts = [request_id, action, *key.order]
+        await self._outbox.append(audit_event(message, source=self._source, kind="administered", id_parts=parts))
 
 
 def _principal() -> str:

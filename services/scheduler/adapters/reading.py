@@ -43,6 +43,7 @@ def request_of(message: pb.PlaceRequest, *, deadline_at: float) -> Request:
         max_cost=_set(message, "max_cost", message.max_cost),
         min_quality=_set(message, "min_quality", message.min_quality),
         retrieved_tokens=message.retrieved_tokens,
+        answers=message.answers or 1,
         deadline_at=deadline_at,
     )
 
@@ -137,6 +138,7 @@ def grant_of(message: pb.LeaseGrant, *, timeline: Timeline) -> Grant:
         queue_ms=message.queue_ms,
         predicted_cached_tokens=min(message.predicted_cached_tokens, message.prompt_tokens),
         retrieved_tokens=message.retrieved_tokens,
+        answers=message.answers or 1,
     )
 
 

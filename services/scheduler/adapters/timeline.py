@@ -24,6 +24,10 @@ class Timeline:
         """The timestamp of a monotonic moment."""
         return stamp_of(self.wall(moment))
 
+    def stamp_now(self) -> Timestamp:
+        """The timestamp of now."""
+        return stamp_of(self._clock.now())
+
     def moment(self, stamp: Timestamp) -> float:
         """The monotonic moment of a timestamp."""
         return self.monotonic(seconds_of(stamp))

@@ -71,6 +71,7 @@ def grant_message(grant: Grant, *, timeline: Timeline) -> pb.LeaseGrant:
         predicted_cached_tokens=grant.predicted_cached_tokens,
         retrieved_tokens=grant.retrieved_tokens,
         requested_model=grant.requested_model,
+        answers=grant.answers,
     )
 
 
@@ -88,6 +89,7 @@ def decision_message(decision: Decision, *, scheduler_id: str, prices: PriceList
         predicted_cached_tokens=decision.predicted_cached_tokens,
         queue_ms=decision.queue_ms,
         scheduler_id=scheduler_id,
+        budget_warnings=decision.budget_warnings,
     )
 
 

@@ -7,9 +7,12 @@ from collections.abc import Callable, Iterable
 
 from services.kit.errors import DownstackError, Reason
 from services.scheduler.domain.admission import Admission, displaced
+from services.scheduler.domain.affordable import unaffordable
 from services.scheduler.domain.board import Board
+from services.scheduler.domain.budgets import Budgets
 from services.scheduler.domain.checks import check, no_model
 from services.scheduler.domain.decision import Decision
+from services.scheduler.domain.demand import Demand, DemandLimits
 from services.scheduler.domain.dispatch import Dispatcher
 from services.scheduler.domain.fairness import FairShare
 from services.scheduler.domain.fleet import Fleet
@@ -19,6 +22,7 @@ from services.scheduler.domain.instructions import (
     Cancel,
     Instruction,
     Place,
+    RecordPassed,
     RecordUsage,
     Refuse,
     Released,
@@ -33,10 +37,14 @@ from services.scheduler.domain.prices import PriceList
 from services.scheduler.domain.queue import Lane, Queue, Waiting, attempt_of
 from services.scheduler.domain.request import Request
 from services.scheduler.domain.stimuli import (
+    BudgetsLoaded,
+    BudgetStimulus,
+    ClockRead,
     DrainWanted,
     LeaseReleased,
     PlaceAbandoned,
     PlaceRequested,
+    SpendRead,
     Stimulus,
     Tick,
     WorkerGone,
@@ -59,6 +67,7 @@ class Brain:
         new_lease_id: Callable[[], str],
         known_models: Iterable[str] = (),
         started_at: float,
+        demand_limits: DemandLimits | None = None,
     ) -> None:
         self.limits = limits
         self.prices = prices
@@ -68,12 +77,20 @@ class Brain:
             max_pending_deltas=limits.max_pending_deltas,
             max_predicted_blocks=limits.max_predicted_blocks,
         )
-        self.book = LeaseBook(limits)
+        self.budgets = Budgets(max_settled=limits.max_settled_leases, max_ended=limits.max_ended_leases)
+        self.book = LeaseBook(limits, self.budgets)
         self.fair = FairShare(limits)
         self.queue = Queue(limits, self.fair)
         lengths = OutputLengths(max_entries=limits.max_tenants)
         self.board = Board(self.fleet, self.index, self.book)
-        view = View(fleet=self.fleet, index=self.index, book=self.book, lengths=lengths, board=self.board)
+        view = View(
+            fleet=self.fleet,
+            index=self.index,
+            book=self.book,
+            lengths=lengths,
+            board=self.board,
+            budgets=self.budgets,
+        )
         self._placement = Placement(view, policy=policy, prices=prices, limits=limits, chance=chance)
         self._admission = Admission(self.queue, self.fair, limits)
         self._dispatcher = Dispatcher(
@@ -86,14 +103,18 @@ class Brain:
             limits=limits,
             new_lease_id=new_lease_id,
         )
+        self.demand = Demand(self.fleet, self.book, self.queue, limits=demand_limits or DemandLimits())
         self._workforce = Workforce(view, self.fair, limits)
         self._started_at = started_at
 
     def apply(self, stimulus: Stimulus, now: float) -> list[Instruction]:
         """Take note of what happened, and say what is to be done."""
+        self.budgets.advance(now)
         found = self._react(stimulus, now)
         if len(self.queue) and self._may_place(stimulus) and self._settled(now):
             found.extend(self._dispatcher.dispatch(now))
+        found.extend(RecordPassed(status, now) for status in self.budgets.passed())
+        self.demand.note(stimulus, found, now=now)
         return found
 
     def _may_place(self, stimulus: Stimulus) -> bool:
@@ -121,6 +142,8 @@ class Brain:
                 return self._released(stimulus, now)
             case Tick():
                 return self._tick(now)
+            case ClockRead() | BudgetsLoaded() | SpendRead():
+                return self._learn_budgets(stimulus)
             case _:
                 return self._worker_spoke(stimulus, now)
 
@@ -137,6 +160,16 @@ class Brain:
                 return [] if worker is None else self._workforce.reported(worker, report, now)
             case DrainWanted(worker_id):
                 return self._workforce.drain(worker_id)
+
+    def _learn_budgets(self, stimulus: BudgetStimulus) -> list[Instruction]:
+        match stimulus:
+            case ClockRead(offset):
+                self.budgets.set_clock(offset)
+            case BudgetsLoaded(budgets):
+                self.budgets.load(budgets)
+            case SpendRead(tenant_id, day, sums, rows):
+                self.budgets.answer(tenant_id, day, sums, rows)
+        return []
 
     # Requests
 
@@ -162,6 +195,9 @@ class Brain:
     def _wait(self, entry: Waiting, now: float) -> list[Instruction]:
         """Let a request wait, unless that is no use. Cheap reasons come first: most are refused under overload."""
         request = entry.request
+        refusal = unaffordable(request, budgets=self.budgets, prices=self.prices)
+        if refusal is not None:
+            raise refusal
         self._admission.check_again(request, now)
         self._admission.check_wait(request, Outlook(), now)
         outlook = self._placement.outlook(request, now=now)
@@ -280,8 +316,7 @@ class Brain:
         self.fleet.validate()
         self.index.validate()
         self.book.validate()
+        self.budgets.validate()
         self.queue.validate()
         self.fair.validate({lease.grant.lease_id for lease in self.book})
         self.board.validate()
-
-

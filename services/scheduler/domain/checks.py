@@ -3,6 +3,7 @@
 import math
 
 from services.kit.errors import DownstackError, Reason, Violations
+from services.scheduler.domain.lease import MAX_ANSWERS
 from services.scheduler.domain.limits import Limits
 from services.scheduler.domain.request import Offer, Request
 
@@ -24,6 +25,8 @@ def check(request: Request, limits: Limits) -> None:
         _check_offer(offer, f"candidates[{number}]", violations, limits)
     if not 1 <= request.max_output_tokens <= limits.max_prompt_tokens:
         violations.add("max_output_tokens", f"must be from 1 to {limits.max_prompt_tokens}")
+    if not 1 <= request.answers <= MAX_ANSWERS:
+        violations.add("answers", f"must be from 1 to {MAX_ANSWERS}")
     if len(request.excluded_workers) > MAX_EXCLUDED:
         violations.add("excluded_workers", f"at most {MAX_EXCLUDED}")
     if len(request.labels) > MAX_LABELS:

@@ -26,6 +26,8 @@ class Decision:
     predicted_cached_tokens: int
     queue_ms: float
     decided_at: float
+    budget_warnings: tuple[str, ...] = ()
+    """The soft budgets that the placement passes, or finds passed."""
 
     @property
     def candidates(self) -> Sequence[Considered]:

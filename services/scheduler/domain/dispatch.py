@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 from services.kit.errors import DownstackError, Reason
 from services.scheduler.domain.admission import Admission
+from services.scheduler.domain.affordable import unaffordable
+from services.scheduler.domain.budget import reserved
 from services.scheduler.domain.decision import Decision, reason_of, shortlist
 from services.scheduler.domain.fairness import FairShare, contest_of
 from services.scheduler.domain.grammar import Group, Slate
@@ -39,6 +41,7 @@ class Dispatcher:
         new_lease_id: Callable[[], str],
     ) -> None:
         self._fleet, self._index, self._book = view.fleet, view.index, view.book
+        self._budgets = view.budgets
         self._queue = queue
         self._fair = fair
         self._admission = admission
@@ -94,6 +97,9 @@ class Dispatcher:
         return entry.resident_tokens
 
     def _place(self, entry: Waiting, now: float) -> Instruction | None:
+        refusal = unaffordable(entry.request, budgets=self._budgets, prices=self._prices)
+        if refusal is not None:
+            return Refuse(entry.call, refusal)
         slate = self._placement.evaluate(entry.request, now=now)
         row = self._placement.choose(slate)
         if row is None:
@@ -112,6 +118,7 @@ class Dispatcher:
         cached = best[0].cached_tokens
         offer, output = group.offer, group.output_tokens
         terms = self._terms(entry, offer, worker, cached=cached, now=now)
+        warnings = self._budgets.warnings(reserved(terms))
         lease = self._book.grant(terms, expected_output=output)
         self._fair.charge(lease, contest_of(request))
         life = self._limits.predicted_life_s if worker.spec.kv_events else self._limits.approximate_life_s
@@ -120,11 +127,13 @@ class Dispatcher:
             self._index.predict(worker.worker_id, offer.block_hashes, known=known, until=now + life)
         self._fleet.touch()
         reason = reason_of(best, slate, prompt_tokens=offer.prompt_tokens)
-        decision = self._record(request, kept, reason, lease.grant)
+        decision = self._record(request, kept, reason, lease.grant, warnings)
         self._remember(decision)
         return Place(entry.call, lease.grant, worker.endpoint, decision)
 
-    def _record(self, request: Request, kept: Shortlist, reason: str, grant: Grant) -> Decision:
+    def _record(
+        self, request: Request, kept: Shortlist, reason: str, grant: Grant, warnings: tuple[str, ...]
+    ) -> Decision:
         return Decision(
             request_id=request.request_id,
             attempt=request.attempt,
@@ -139,6 +148,7 @@ class Dispatcher:
             predicted_cached_tokens=grant.predicted_cached_tokens,
             queue_ms=grant.queue_ms,
             decided_at=grant.granted_at,
+            budget_warnings=warnings,
         )
 
     def _terms(self, entry: Waiting, offer: Offer, worker: Worker, *, cached: int, now: float) -> Grant:
@@ -166,6 +176,7 @@ class Dispatcher:
             queue_ms=1000 * (now - entry.arrived_at),
             predicted_cached_tokens=cached,
             retrieved_tokens=request.retrieved_tokens,
+            answers=request.answers,
         )
 
     def _remember(self, decision: Decision) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from services.kit.errors import DownstackError
+from services.scheduler.domain.budget import BudgetStatus
 from services.scheduler.domain.decision import Decision
 from services.scheduler.domain.lease import Ending, Grant, Lease
 from services.scheduler.domain.worker import WorkerPhase, WorkerSpec
@@ -99,5 +100,14 @@ class RecordWorker:
     at: float
 
 
+@dataclass(frozen=True, slots=True)
+class RecordPassed:
+    """Publish that a budget was passed."""
+
+    status: BudgetStatus
+    at: float
+
+
+Record = RecordUsage | RecordWorker | RecordPassed
 ToWorker = Accept | Close | AskResync | AskDrain | Cancel | Acknowledge
-Instruction = Place | Refuse | Released | ToWorker | RecordUsage | RecordWorker
+Instruction = Place | Refuse | Released | ToWorker | Record

@@ -65,6 +65,7 @@ class Grant:
     queue_ms: float
     predicted_cached_tokens: int
     retrieved_tokens: int
+    answers: int = 1
 
     def plausible(self, *, max_tokens: int) -> bool:
         """Whether a grant that a worker tells of can be one that a scheduler made."""

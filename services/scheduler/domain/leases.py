@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
+from services.scheduler.domain.budget import reserved, used
+from services.scheduler.domain.budgets import Budgets
 from services.scheduler.domain.lease import NOTHING, Ending, Grant, Lease, LeasePhase, LeaseState, Occupancy
 from services.scheduler.domain.limits import Limits
 
@@ -40,11 +42,13 @@ class Due:
 class LeaseBook:
     """All live leases, and the ids of those that ended not long ago. One request's attempt has at most one lease.
 
+    Budgets count each lease as long as it is in the book, and what it cost when it leaves.
     `changed` names the workers whose occupancy changed; who renews what it keeps of them empties it.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, budgets: Budgets) -> None:
         self._limits = limits
+        self._budgets = budgets
         self.changed: set[str] = set()
         self._due_at = math.inf  # no lease is due earlier
         self._leases: dict[str, Lease] = {}
@@ -96,6 +100,7 @@ class LeaseBook:
         self._by_worker.setdefault(grant.worker_id, set()).add(grant.lease_id)
         self._by_tenant[grant.tenant_id] = self._by_tenant.get(grant.tenant_id, 0) + 1
         self._recount(lease)
+        self._budgets.reserve(grant.lease_id, reserved(grant))
         return lease
 
     def release(self, lease_id: str) -> Lease | None:
@@ -179,6 +184,7 @@ class LeaseBook:
         """Take the lease out of the book."""
         grant = lease.grant
         self._uncount(lease)
+        self._budgets.settle(grant.lease_id, used(grant, lease.usage))
         del self._leases[grant.lease_id]
         del self._by_attempt[(grant.tenant_id, grant.request_id, grant.attempt)]
         held = self._by_worker[grant.worker_id]

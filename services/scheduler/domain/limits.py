@@ -20,6 +20,8 @@ class Limits:
     """Workers known at one time, lost ones included."""
     max_tenants: int = 100_000
     """Tenants whose service is remembered; those least served are forgotten first."""
+    max_settled_leases: int = 100_000
+    """Ended leases whose rows are awaited, to know what is spent; the oldest are then taken to be in the ledger."""
     max_ended_leases: int = 100_000
     """Ended leases remembered, so that late reports of them are understood."""
     max_predicted_blocks: int = 1_000_000

@@ -2,12 +2,16 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from services.kit.errors import DownstackError, Reason
+from services.scheduler.domain.affordable import WithinBudget
 from services.scheduler.domain.board import Board
-from services.scheduler.domain.cost import cached_tokens, estimate
+from services.scheduler.domain.budgets import Budgets
+from services.scheduler.domain.cost import cached_tokens, estimate, prefill_ms
+from services.scheduler.domain.fairness import OUTPUT_WEIGHT
 from services.scheduler.domain.filters import has_room, required
 from services.scheduler.domain.fleet import Fleet
 from services.scheduler.domain.grammar import Binding, Chance, Group, Policy, Slate, Verdicts
@@ -29,6 +33,26 @@ class View:
     book: LeaseBook
     lengths: OutputLengths
     board: Board
+    budgets: Budgets
+
+
+class Outlook(NamedTuple):
+    """What a request would find that must wait for its turn."""
+
+    fleet_ms: float = 0.0
+    """The time that the whole fleet takes for it when it is busy."""
+    ttft_ms: float = 0.0
+    """From its placement to its first token, on the best worker."""
+    decode_ms: float = 0.0
+    """From then to the end of an answer that turns out short."""
+    cached_tokens: float = 0.0
+    """The longest resident prefix."""
+    work_tokens: float = 0.0
+    """What its tenant would be charged."""
+
+
+_NOWHERE = Outlook()
+_LEAST_MS = 1e-6
 
 
 class Placement:
@@ -40,7 +64,7 @@ class Placement:
         self._prices = prices
         self._limits = limits
         self._chance = chance
-        self._filters = (*required(policy.binding, limits), *policy.filters)
+        self._filters = (*required(policy.binding, limits), WithinBudget(view.budgets), *policy.filters)
         self._filter_names = tuple(each.name for each in self._filters)
 
     @property
@@ -49,7 +73,7 @@ class Placement:
 
     def evaluate(self, request: Request, *, now: float) -> Slate:
         """Every worker of every offered model, with what filtered it or its score."""
-        groups = [group for offer in request.offers if (group := self._group(request, offer, now)) is not None]
+        groups = self._groups(request, now)
         slate = Slate(request, groups, [self._judge(group, request) for group in groups], self._filter_names, now=now)
         if len(slate.passed):
             slate.rank(self._policy.scorers)
@@ -76,6 +100,55 @@ class Placement:
         if offer.output_tokens is not None:
             return min(offer.output_tokens, request.max_output_tokens)
         return self._view.lengths.expect(request.tenant_id, offer.model, at_most=request.max_output_tokens)
+
+    def _groups(self, request: Request, now: float) -> list[Group]:
+        return [group for offer in request.offers if (group := self._group(request, offer, now)) is not None]
+
+    def outlook(self, request: Request, *, now: float) -> Outlook:
+        """What the request would find, full workers included. Nothing, if no worker could ever take it."""
+        found = [each for group in self._groups(request, now) if (each := self._outlook_of(group, request)) is not None]
+        if not found:
+            return _NOWHERE
+        best = min(found, key=lambda each: each.ttft_ms)
+        return best._replace(fleet_ms=1 / sum(1 / each.fleet_ms for each in found))
+
+    def _outlook_of(self, group: Group, request: Request) -> Outlook | None:
+        columns, offer = group.columns, group.offer
+        able = (columns.ready > 0) & (offer.prompt_tokens < columns.prompt_room)
+        if request.excluded_workers:
+            able &= without(group.roster.rows, request.excluded_workers, count=len(group))
+        if not able.any():
+            return None
+        ttft = np.where(able, group.estimate.ttft_ms, np.inf)
+        row = int(ttft.argmin())
+        cached = float(group.cached_tokens[able].max())
+        prefill = prefill_ms(columns, prompt=offer.prompt_tokens, cached=np.full(len(group), cached))
+        decode = group.estimate.total_ms - group.estimate.ttft_ms
+        device_ms = np.maximum(_LEAST_MS, prefill + decode / columns.batch)
+        short = self._short_output(request, offer, group.output_tokens)
+        return Outlook(
+            fleet_ms=float(1 / (1 / device_ms[able]).sum()),
+            ttft_ms=float(ttft[row]),
+            decode_ms=float(decode[row]) * (short - 1) / max(1, group.output_tokens - 1),
+            cached_tokens=cached,
+            work_tokens=offer.prompt_tokens - cached + OUTPUT_WEIGHT * group.output_tokens,
+        )
+
+    def resident_tokens(self, request: Request) -> float:
+        """The longest prefix of the request's prompt that a worker holds which takes leases."""
+        most = 0.0
+        for offer in request.offers:
+            roster = self._view.board.roster(offer.model)
+            if len(roster) and offer.block_hashes:
+                blocks = self._view.index.depths(offer.block_hashes)[roster.columns.number.astype(np.intp)]
+                held = cached_tokens(roster.columns, offer, blocks) * (roster.columns.ready > 0)
+                most = max(most, float(held.max()))
+        return most
+
+    def _short_output(self, request: Request, offer: Offer, expected: int) -> int:
+        if offer.output_tokens is not None:
+            return expected
+        return self._view.lengths.expect_short(request.tenant_id, offer.model, at_most=request.max_output_tokens)
 
     def _group(self, request: Request, offer: Offer, now: float) -> Group | None:
         roster = self._view.board.roster(offer.model)
@@ -114,7 +187,7 @@ def impossible(slate: Slate) -> DownstackError | None:
         names = ", ".join(sorted({offer.adapter for offer in slate.request.offers}))
         message = f"no worker holds the adapter {names}"
         return DownstackError(Reason.ADAPTER_NOT_FOUND, message, metadata={"adapter": names})
-    refusals = slate.refusals - {"adapter", "ready", "not-tried"}
+    refusals = slate.refusals - {"adapter", "ready", "not-tried", "budget"}
     if not refusals or not refusals <= {"context", "bounds"}:
         return None
     if refusals == {"context"}:

@@ -47,6 +47,7 @@ class Request:
     offers: tuple[Offer, ...]
     max_output_tokens: int
     deadline_at: float
+    answers: int = 1
     key_id: str = ""
     priority: Priority = Priority.STANDARD
     cache_salt: str = ""

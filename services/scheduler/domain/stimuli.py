@@ -1,7 +1,10 @@
 """What can happen to the scheduler. `call` and `connection` are numbers that the shell gives out, never twice."""
 
+import datetime as dt
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from services.scheduler.domain.budget import Budget, BudgetKey
 from services.scheduler.domain.kv import Delta, SnapshotPart
 from services.scheduler.domain.lease import LeaseState
 from services.scheduler.domain.request import Request
@@ -85,6 +88,39 @@ class Tick:
     """Time has passed."""
 
 
+@dataclass(frozen=True, slots=True)
+class ClockRead:
+    """The wall clock shows `now` + `offset`."""
+
+    offset: float
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetsLoaded:
+    """These are all budgets."""
+
+    budgets: tuple[Budget, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SpendRead:
+    """What the ledger says of a tenant's budgets on a day: their sums, and which leases have rows in them."""
+
+    tenant_id: str
+    day: dt.date
+    sums: Mapping[BudgetKey, int]
+    rows: tuple[str, ...]
+
+
+BudgetStimulus = ClockRead | BudgetsLoaded | SpendRead
 Stimulus = (
-    PlaceRequested | PlaceAbandoned | LeaseReleased | WorkerHello | WorkerGone | WorkerReported | DrainWanted | Tick
+    PlaceRequested
+    | PlaceAbandoned
+    | LeaseReleased
+    | WorkerHello
+    | WorkerGone
+    | WorkerReported
+    | DrainWanted
+    | Tick
+    | BudgetStimulus
 )

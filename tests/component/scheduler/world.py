@@ -18,10 +18,12 @@ from services.kit.errors import DownstackError
 from services.kit.identity import AssertionAuthenticator, Identity, internal_metadata, sign_assertion
 from services.kit.server import ServiceParts, serving
 from services.kit.status import error_from_rpc
+from services.scheduler.adapters.fake_budgets import FakeBudgets
 from services.scheduler.adapters.fake_journal import FakeJournal
 from services.scheduler.adapters.fake_ledger import FakeLedger
 from services.scheduler.adapters.meter import SilentMeter
 from services.scheduler.app import Scheduler, ShellLimits
+from services.scheduler.budget_keeper import BudgetKeeper, BudgetLimits
 from services.scheduler.settings import SchedulerSettings
 from services.scheduler.wiring import ACCESS, ENDLESS, bindings, make_brain
 
@@ -82,6 +84,8 @@ class World:
     scheduler: Scheduler
     journal: FakeJournal
     ledger: FakeLedger
+    budgets: FakeBudgets
+    keeper: BudgetKeeper
     address: str
     channel: grpc.aio.Channel
 
@@ -168,11 +172,16 @@ async def connected(world: World, greeting: pb.Hello | None = None) -> AsyncIter
 async def make_world(**changed: Any) -> AsyncIterator[World]:
     chosen = settings(**changed)
     journal, ledger = FakeJournal(), FakeLedger()
+    budgets = FakeBudgets(ledger)
     brain = make_brain(chosen, CLOCK)
     shell = ShellLimits(tick_s=0.01, max_orders=chosen.max_orders)
     scheduler = Scheduler(brain, clock=CLOCK, journal=journal, meter=SilentMeter(), limits=shell)
+    keeper = BudgetKeeper(
+        budgets, brain.budgets, apply=scheduler.apply, journal=journal, clock=CLOCK, limits=BudgetLimits()
+    )
+    await keeper.refresh()
     parts = ServiceParts(
-        bindings=bindings(scheduler, ledger, scheduler_id="sch_test", secret=SECRET, clock=CLOCK),
+        bindings=bindings(scheduler, ledger, keeper, scheduler_id="sch_test", secret=SECRET, clock=CLOCK),
         access=ACCESS,
         authenticator=AssertionAuthenticator(SECRET, CLOCK),
         on_drain=scheduler.drain,
@@ -181,7 +190,7 @@ async def make_world(**changed: Any) -> AsyncIterator[World]:
     tasks = [asyncio.create_task(task()) for task in (scheduler.run_ticks, scheduler.run_records)]
     try:
         async with serving(parts, chosen) as server, open_channel(server.address) as channel:
-            yield World(scheduler, journal, ledger, server.address, channel)
+            yield World(scheduler, journal, ledger, budgets, keeper, server.address, channel)
     finally:
         for task in tasks:
             task.cancel()

@@ -22,6 +22,7 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from downstack.scheduler.v1 import ledger_pb2 as downstack_dot_scheduler_dot_v1_dot_ledger__pb2
 from downstack.scheduler.v1 import scheduler_pb2 as downstack_dot_scheduler_dot_v1_dot_scheduler__pb2
 from downstack.types.v1 import decision_pb2 as downstack_dot_types_dot_v1_dot_decision__pb2
 from downstack.types.v1 import usage_pb2 as downstack_dot_types_dot_v1_dot_usage__pb2
@@ -29,31 +30,33 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n downstack/events/v1/events.proto\x12\x13\x64ownstack.events.v1\x1a&downstack/scheduler/v1/scheduler.proto\x1a!downstack/types/v1/decision.proto\x1a\x1e\x64ownstack/types/v1/usage.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcc\x03\n\rUsageRecorded\x12\x31\n\x05grant\x18\x01 \x01(\x0b\x32\".downstack.scheduler.v1.LeaseGrant\x12-\n\x05usage\x18\x02 \x01(\x0b\x32\x1e.downstack.types.v1.TokenUsage\x12&\n\x04\x63ost\x18\x03 \x01(\x0b\x32\x18.downstack.types.v1.Cost\x12\x37\n\rfinish_reason\x18\x04 \x01(\x0e\x32 .downstack.types.v1.FinishReason\x12/\n\x06source\x18\x05 \x01(\x0e\x32\x1f.downstack.types.v1.UsageSource\x12,\n\x07timings\x18\x06 \x01(\x0b\x32\x1b.downstack.types.v1.Timings\x12.\n\nstarted_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inished_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x0bgpu_seconds\x18\t \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06\x65ngine\x18\n \x01(\tB\x0e\n\x0c_gpu_seconds\"\xe3\x04\n\rAuditRecorded\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x03 \x01(\t\x12\x11\n\tprincipal\x18\x04 \x01(\t\x12\x0e\n\x06key_id\x18\x05 \x01(\t\x12/\n\x0boccurred_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x08\x61\x64mitted\x18\x07 \x01(\x0b\x32\x1d.downstack.events.v1.AdmittedH\x00\x12/\n\x07\x64\x65\x63ided\x18\x08 \x01(\x0b\x32\x1c.downstack.types.v1.DecisionH\x00\x12/\n\x07refused\x18\t \x01(\x0b\x32\x1c.downstack.events.v1.RefusedH\x00\x12\x38\n\x08\x66inished\x18\n \x01(\x0b\x32$.downstack.events.v1.RequestFinishedH\x00\x12<\n\x0e\x64ocuments_read\x18\x0b \x01(\x0b\x32\".downstack.events.v1.DocumentsReadH\x00\x12\x39\n\x0c\x61\x64ministered\x18\x0c \x01(\x0b\x32!.downstack.events.v1.AdministeredH\x00\x12;\n\x0c\x63\x61ller_event\x18\r \x01(\x0b\x32#.downstack.events.v1.CallerRecordedH\x00\x12\x31\n\x05grant\x18\x0e \x01(\x0b\x32\".downstack.scheduler.v1.LeaseGrantB\x06\n\x04\x66\x61\x63t\"p\n\x08\x41\x64mitted\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\x12\x19\n\x11max_output_tokens\x18\x03 \x01(\r\x12\x13\n\x0bprompt_hash\x18\x04 \x01(\t\x12\x0e\n\x06method\x18\x05 \x01(\t\"7\n\x07Refused\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0e\n\x06method\x18\x03 \x01(\t\"\xd7\x01\n\x0fRequestFinished\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x37\n\rfinish_reason\x18\x02 \x01(\x0e\x32 .downstack.types.v1.FinishReason\x12-\n\x05usage\x18\x03 \x01(\x0b\x32\x1e.downstack.types.v1.TokenUsage\x12,\n\x07timings\x18\x04 \x01(\x0b\x32\x1b.downstack.types.v1.Timings\x12\x10\n\x08\x61ttempts\x18\x05 \x01(\r\x12\x0e\n\x06reason\x18\x06 \x01(\t\"U\n\rDocumentsRead\x12\x34\n\tdocuments\x18\x01 \x03(\x0b\x32!.downstack.events.v1.DocumentRead\x12\x0e\n\x06method\x18\x02 \x01(\t\"H\n\x0c\x44ocumentRead\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x13\n\x0b\x64ocument_id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\r\"0\n\x0c\x41\x64ministered\x12\x0e\n\x06\x61\x63tion\x18\x01 \x01(\t\x12\x10\n\x08resource\x18\x02 \x01(\t\"\x88\x01\n\x0e\x43\x61llerRecorded\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12+\n\nattributes\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12/\n\x0b\x63\x61ller_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xc8\x01\n\rWorkerChanged\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\t\x12\x32\n\x05phase\x18\x03 \x01(\x0e\x32#.downstack.scheduler.v1.WorkerPhase\x12\x30\n\x04spec\x18\x04 \x01(\x0b\x32\".downstack.scheduler.v1.WorkerSpec\x12/\n\x0boccurred_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestampb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n downstack/events/v1/events.proto\x12\x13\x64ownstack.events.v1\x1a#downstack/scheduler/v1/ledger.proto\x1a&downstack/scheduler/v1/scheduler.proto\x1a!downstack/types/v1/decision.proto\x1a\x1e\x64ownstack/types/v1/usage.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcc\x03\n\rUsageRecorded\x12\x31\n\x05grant\x18\x01 \x01(\x0b\x32\".downstack.scheduler.v1.LeaseGrant\x12-\n\x05usage\x18\x02 \x01(\x0b\x32\x1e.downstack.types.v1.TokenUsage\x12&\n\x04\x63ost\x18\x03 \x01(\x0b\x32\x18.downstack.types.v1.Cost\x12\x37\n\rfinish_reason\x18\x04 \x01(\x0e\x32 .downstack.types.v1.FinishReason\x12/\n\x06source\x18\x05 \x01(\x0e\x32\x1f.downstack.types.v1.UsageSource\x12,\n\x07timings\x18\x06 \x01(\x0b\x32\x1b.downstack.types.v1.Timings\x12.\n\nstarted_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inished_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x0bgpu_seconds\x18\t \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06\x65ngine\x18\n \x01(\tB\x0e\n\x0c_gpu_seconds\"\x9f\x05\n\rAuditRecorded\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x03 \x01(\t\x12\x11\n\tprincipal\x18\x04 \x01(\t\x12\x0e\n\x06key_id\x18\x05 \x01(\t\x12/\n\x0boccurred_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x08\x61\x64mitted\x18\x07 \x01(\x0b\x32\x1d.downstack.events.v1.AdmittedH\x00\x12/\n\x07\x64\x65\x63ided\x18\x08 \x01(\x0b\x32\x1c.downstack.types.v1.DecisionH\x00\x12/\n\x07refused\x18\t \x01(\x0b\x32\x1c.downstack.events.v1.RefusedH\x00\x12\x38\n\x08\x66inished\x18\n \x01(\x0b\x32$.downstack.events.v1.RequestFinishedH\x00\x12<\n\x0e\x64ocuments_read\x18\x0b \x01(\x0b\x32\".downstack.events.v1.DocumentsReadH\x00\x12\x39\n\x0c\x61\x64ministered\x18\x0c \x01(\x0b\x32!.downstack.events.v1.AdministeredH\x00\x12;\n\x0c\x63\x61ller_event\x18\r \x01(\x0b\x32#.downstack.events.v1.CallerRecordedH\x00\x12:\n\rbudget_passed\x18\x0f \x01(\x0b\x32!.downstack.events.v1.BudgetPassedH\x00\x12\x31\n\x05grant\x18\x0e \x01(\x0b\x32\".downstack.scheduler.v1.LeaseGrantB\x06\n\x04\x66\x61\x63t\"p\n\x08\x41\x64mitted\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\x12\x19\n\x11max_output_tokens\x18\x03 \x01(\r\x12\x13\n\x0bprompt_hash\x18\x04 \x01(\t\x12\x0e\n\x06method\x18\x05 \x01(\t\"7\n\x07Refused\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0e\n\x06method\x18\x03 \x01(\t\"\xd7\x01\n\x0fRequestFinished\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x37\n\rfinish_reason\x18\x02 \x01(\x0e\x32 .downstack.types.v1.FinishReason\x12-\n\x05usage\x18\x03 \x01(\x0b\x32\x1e.downstack.types.v1.TokenUsage\x12,\n\x07timings\x18\x04 \x01(\x0b\x32\x1b.downstack.types.v1.Timings\x12\x10\n\x08\x61ttempts\x18\x05 \x01(\r\x12\x0e\n\x06reason\x18\x06 \x01(\t\"U\n\rDocumentsRead\x12\x34\n\tdocuments\x18\x01 \x03(\x0b\x32!.downstack.events.v1.DocumentRead\x12\x0e\n\x06method\x18\x02 \x01(\t\"H\n\x0c\x44ocumentRead\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x13\n\x0b\x64ocument_id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\r\"0\n\x0c\x41\x64ministered\x12\x0e\n\x06\x61\x63tion\x18\x01 \x01(\t\x12\x10\n\x08resource\x18\x02 \x01(\t\"\x88\x01\n\x0e\x43\x61llerRecorded\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12+\n\nattributes\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12/\n\x0b\x63\x61ller_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"D\n\x0c\x42udgetPassed\x12\x34\n\x06status\x18\x01 \x01(\x0b\x32$.downstack.scheduler.v1.BudgetStatus\"\xc8\x01\n\rWorkerChanged\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\t\x12\x32\n\x05phase\x18\x03 \x01(\x0e\x32#.downstack.scheduler.v1.WorkerPhase\x12\x30\n\x04spec\x18\x04 \x01(\x0b\x32\".downstack.scheduler.v1.WorkerSpec\x12/\n\x0boccurred_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestampb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'downstack.events.v1.events_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_USAGERECORDED']._serialized_start=228
-  _globals['_USAGERECORDED']._serialized_end=688
-  _globals['_AUDITRECORDED']._serialized_start=691
-  _globals['_AUDITRECORDED']._serialized_end=1302
-  _globals['_ADMITTED']._serialized_start=1304
-  _globals['_ADMITTED']._serialized_end=1416
-  _globals['_REFUSED']._serialized_start=1418
-  _globals['_REFUSED']._serialized_end=1473
-  _globals['_REQUESTFINISHED']._serialized_start=1476
-  _globals['_REQUESTFINISHED']._serialized_end=1691
-  _globals['_DOCUMENTSREAD']._serialized_start=1693
-  _globals['_DOCUMENTSREAD']._serialized_end=1778
-  _globals['_DOCUMENTREAD']._serialized_start=1780
-  _globals['_DOCUMENTREAD']._serialized_end=1852
-  _globals['_ADMINISTERED']._serialized_start=1854
-  _globals['_ADMINISTERED']._serialized_end=1902
-  _globals['_CALLERRECORDED']._serialized_start=1905
-  _globals['_CALLERRECORDED']._serialized_end=2041
-  _globals['_WORKERCHANGED']._serialized_start=2044
-  _globals['_WORKERCHANGED']._serialized_end=2244
+  _globals['_USAGERECORDED']._serialized_start=265
+  _globals['_USAGERECORDED']._serialized_end=725
+  _globals['_AUDITRECORDED']._serialized_start=728
+  _globals['_AUDITRECORDED']._serialized_end=1399
+  _globals['_ADMITTED']._serialized_start=1401
+  _globals['_ADMITTED']._serialized_end=1513
+  _globals['_REFUSED']._serialized_start=1515
+  _globals['_REFUSED']._serialized_end=1570
+  _globals['_REQUESTFINISHED']._serialized_start=1573
+  _globals['_REQUESTFINISHED']._serialized_end=1788
+  _globals['_DOCUMENTSREAD']._serialized_start=1790
+  _globals['_DOCUMENTSREAD']._serialized_end=1875
+  _globals['_DOCUMENTREAD']._serialized_start=1877
+  _globals['_DOCUMENTREAD']._serialized_end=1949
+  _globals['_ADMINISTERED']._serialized_start=1951
+  _globals['_ADMINISTERED']._serialized_end=1999
+  _globals['_CALLERRECORDED']._serialized_start=2002
+  _globals['_CALLERRECORDED']._serialized_end=2138
+  _globals['_BUDGETPASSED']._serialized_start=2140
+  _globals['_BUDGETPASSED']._serialized_end=2208
+  _globals['_WORKERCHANGED']._serialized_start=2211
+  _globals['_WORKERCHANGED']._serialized_end=2411
 # @@protoc_insertion_point(module_scope)

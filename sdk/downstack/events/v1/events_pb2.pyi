@@ -5,6 +5,7 @@ The payloads on Kafka. Lengths and keyed hashes of text, never the text."""
 
 import builtins
 import collections.abc
+import downstack.scheduler.v1.ledger_pb2
 import downstack.scheduler.v1.scheduler_pb2
 import downstack.types.v1.decision_pb2
 import downstack.types.v1.usage_pb2
@@ -106,6 +107,7 @@ class AuditRecorded(google.protobuf.message.Message):
     DOCUMENTS_READ_FIELD_NUMBER: builtins.int
     ADMINISTERED_FIELD_NUMBER: builtins.int
     CALLER_EVENT_FIELD_NUMBER: builtins.int
+    BUDGET_PASSED_FIELD_NUMBER: builtins.int
     GRANT_FIELD_NUMBER: builtins.int
     tenant_id: builtins.str
     """tenant_id is the tenant's UUID."""
@@ -150,6 +152,10 @@ class AuditRecorded(google.protobuf.message.Message):
         """caller_event is the caller's own."""
 
     @property
+    def budget_passed(self) -> global___BudgetPassed:
+        """budget_passed is a budget of which more was granted than allowed."""
+
+    @property
     def grant(self) -> downstack.scheduler.v1.scheduler_pb2.LeaseGrant:
         """grant is what the lease of `decided` was granted for, without its cache_salt: enough to close the lease with a usage
         record when nobody else can. Set with `decided` only.
@@ -171,11 +177,12 @@ class AuditRecorded(google.protobuf.message.Message):
         documents_read: global___DocumentsRead | None = ...,
         administered: global___Administered | None = ...,
         caller_event: global___CallerRecorded | None = ...,
+        budget_passed: global___BudgetPassed | None = ...,
         grant: downstack.scheduler.v1.scheduler_pb2.LeaseGrant | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["administered", b"administered", "admitted", b"admitted", "caller_event", b"caller_event", "decided", b"decided", "documents_read", b"documents_read", "fact", b"fact", "finished", b"finished", "grant", b"grant", "occurred_at", b"occurred_at", "refused", b"refused"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["administered", b"administered", "admitted", b"admitted", "caller_event", b"caller_event", "conversation_id", b"conversation_id", "decided", b"decided", "documents_read", b"documents_read", "fact", b"fact", "finished", b"finished", "grant", b"grant", "key_id", b"key_id", "occurred_at", b"occurred_at", "principal", b"principal", "refused", b"refused", "request_id", b"request_id", "tenant_id", b"tenant_id"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["fact", b"fact"]) -> typing.Literal["admitted", "decided", "refused", "finished", "documents_read", "administered", "caller_event"] | None: ...
+    def HasField(self, field_name: typing.Literal["administered", b"administered", "admitted", b"admitted", "budget_passed", b"budget_passed", "caller_event", b"caller_event", "decided", b"decided", "documents_read", b"documents_read", "fact", b"fact", "finished", b"finished", "grant", b"grant", "occurred_at", b"occurred_at", "refused", b"refused"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["administered", b"administered", "admitted", b"admitted", "budget_passed", b"budget_passed", "caller_event", b"caller_event", "conversation_id", b"conversation_id", "decided", b"decided", "documents_read", b"documents_read", "fact", b"fact", "finished", b"finished", "grant", b"grant", "key_id", b"key_id", "occurred_at", b"occurred_at", "principal", b"principal", "refused", b"refused", "request_id", b"request_id", "tenant_id", b"tenant_id"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["fact", b"fact"]) -> typing.Literal["admitted", "decided", "refused", "finished", "documents_read", "administered", "caller_event", "budget_passed"] | None: ...
 
 global___AuditRecorded = AuditRecorded
 
@@ -388,6 +395,29 @@ class CallerRecorded(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["attributes", b"attributes", "caller_time", b"caller_time", "id", b"id", "kind", b"kind"]) -> None: ...
 
 global___CallerRecorded = CallerRecorded
+
+@typing.final
+class BudgetPassed(google.protobuf.message.Message):
+    """BudgetPassed is a budget that was passed, told once in each of its periods: a soft one when what is spent and reserved
+    is more than its limit, a hard one when what is spent is.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: builtins.int
+    @property
+    def status(self) -> downstack.scheduler.v1.ledger_pb2.BudgetStatus:
+        """status is the budget when that was seen."""
+
+    def __init__(
+        self,
+        *,
+        status: downstack.scheduler.v1.ledger_pb2.BudgetStatus | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["status", b"status"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["status", b"status"]) -> None: ...
+
+global___BudgetPassed = BudgetPassed
 
 @typing.final
 class WorkerChanged(google.protobuf.message.Message):

@@ -349,6 +349,94 @@ class UsageRow(google.protobuf.message.Message):
 global___UsageRow = UsageRow
 
 @typing.final
+class Budget(google.protobuf.message.Message):
+    """Budget is what a tenant, a key of it, or a model may spend in each period. A soft and a hard budget of the same tenant,
+    key, model and period stand side by side.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: builtins.int
+    KEY_ID_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
+    PERIOD_FIELD_NUMBER: builtins.int
+    LIMIT_FIELD_NUMBER: builtins.int
+    SOFT_FIELD_NUMBER: builtins.int
+    tenant_id: builtins.str
+    """tenant_id is the tenant's UUID."""
+    key_id: builtins.str
+    """key_id limits it to one key. Empty: all."""
+    model: builtins.str
+    """model limits it to one model. Empty: all."""
+    period: global___BudgetPeriod.ValueType
+    """period is when it starts anew."""
+    soft: builtins.bool
+    """soft warns instead of refusing."""
+    @property
+    def limit(self) -> downstack.types.v1.usage_pb2.Cost:
+        """limit is the amount."""
+
+    def __init__(
+        self,
+        *,
+        tenant_id: builtins.str = ...,
+        key_id: builtins.str = ...,
+        model: builtins.str = ...,
+        period: global___BudgetPeriod.ValueType = ...,
+        limit: downstack.types.v1.usage_pb2.Cost | None = ...,
+        soft: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["limit", b"limit"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["key_id", b"key_id", "limit", b"limit", "model", b"model", "period", b"period", "soft", b"soft", "tenant_id", b"tenant_id"]) -> None: ...
+
+global___Budget = Budget
+
+@typing.final
+class BudgetStatus(google.protobuf.message.Message):
+    """BudgetStatus is a budget in its current period."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BUDGET_FIELD_NUMBER: builtins.int
+    SPENT_FIELD_NUMBER: builtins.int
+    RESERVED_FIELD_NUMBER: builtins.int
+    PERIOD_START_FIELD_NUMBER: builtins.int
+    PERIOD_END_FIELD_NUMBER: builtins.int
+    @property
+    def budget(self) -> global___Budget:
+        """budget is the budget."""
+
+    @property
+    def spent(self) -> downstack.types.v1.usage_pb2.Cost:
+        """spent is what the period's ended leases cost."""
+
+    @property
+    def reserved(self) -> downstack.types.v1.usage_pb2.Cost:
+        """reserved is the most that the leases that are open now can cost."""
+
+    @property
+    def period_start(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """period_start is when the period began, inclusive."""
+
+    @property
+    def period_end(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """period_end is when it ends, exclusive."""
+
+    def __init__(
+        self,
+        *,
+        budget: global___Budget | None = ...,
+        spent: downstack.types.v1.usage_pb2.Cost | None = ...,
+        reserved: downstack.types.v1.usage_pb2.Cost | None = ...,
+        period_start: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        period_end: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["budget", b"budget", "period_end", b"period_end", "period_start", b"period_start", "reserved", b"reserved", "spent", b"spent"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["budget", b"budget", "period_end", b"period_end", "period_start", b"period_start", "reserved", b"reserved", "spent", b"spent"]) -> None: ...
+
+global___BudgetStatus = BudgetStatus
+
+@typing.final
 class SetBudgetRequest(google.protobuf.message.Message):
     """SetBudgetRequest sets a budget."""
 
@@ -363,7 +451,7 @@ class SetBudgetRequest(google.protobuf.message.Message):
     tenant_id: builtins.str
     """tenant_id is the tenant. Required."""
     key_id: builtins.str
-    """key_id limits it to one key. Default: all."""
+    """key_id limits it to one key of the tenant. Default: all."""
     model: builtins.str
     """model limits it to one model. Default: all."""
     period: global___BudgetPeriod.ValueType
@@ -372,7 +460,7 @@ class SetBudgetRequest(google.protobuf.message.Message):
     """soft warns instead of refusing. Default false."""
     @property
     def limit(self) -> downstack.types.v1.usage_pb2.Cost:
-        """limit is the amount. Required."""
+        """limit is the amount, at least 0. Required. Its currency is that of the price list; empty stands for it."""
 
     def __init__(
         self,
@@ -391,15 +479,126 @@ global___SetBudgetRequest = SetBudgetRequest
 
 @typing.final
 class SetBudgetResponse(google.protobuf.message.Message):
-    """SetBudgetResponse acknowledges."""
+    """SetBudgetResponse is the budget as it is in force at the answering scheduler; others follow within a second."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    STATUS_FIELD_NUMBER: builtins.int
+    @property
+    def status(self) -> global___BudgetStatus:
+        """status is the budget and what is spent of it."""
+
     def __init__(
         self,
+        *,
+        status: global___BudgetStatus | None = ...,
     ) -> None: ...
+    def HasField(self, field_name: typing.Literal["status", b"status"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["status", b"status"]) -> None: ...
 
 global___SetBudgetResponse = SetBudgetResponse
+
+@typing.final
+class ListBudgetsRequest(google.protobuf.message.Message):
+    """ListBudgetsRequest asks for a page of budgets."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: builtins.int
+    PAGE_SIZE_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    tenant_id: builtins.str
+    """tenant_id keeps one tenant. Default: the caller's own; all for a caller with the scope admin."""
+    page_size: builtins.int
+    """page_size is the most to return. Default 100. At most 1000."""
+    page_token: builtins.str
+    """page_token continues an earlier call with the same tenant."""
+    def __init__(
+        self,
+        *,
+        tenant_id: builtins.str = ...,
+        page_size: builtins.int = ...,
+        page_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["page_size", b"page_size", "page_token", b"page_token", "tenant_id", b"tenant_id"]) -> None: ...
+
+global___ListBudgetsRequest = ListBudgetsRequest
+
+@typing.final
+class ListBudgetsResponse(google.protobuf.message.Message):
+    """ListBudgetsResponse is a page of budgets."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BUDGETS_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    next_page_token: builtins.str
+    """next_page_token is empty on the last page."""
+    @property
+    def budgets(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___BudgetStatus]:
+        """budgets are sorted by tenant, key, model, period, and hard before soft."""
+
+    def __init__(
+        self,
+        *,
+        budgets: collections.abc.Iterable[global___BudgetStatus] | None = ...,
+        next_page_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["budgets", b"budgets", "next_page_token", b"next_page_token"]) -> None: ...
+
+global___ListBudgetsResponse = ListBudgetsResponse
+
+@typing.final
+class RemoveBudgetRequest(google.protobuf.message.Message):
+    """RemoveBudgetRequest names a budget."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: builtins.int
+    KEY_ID_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
+    PERIOD_FIELD_NUMBER: builtins.int
+    SOFT_FIELD_NUMBER: builtins.int
+    tenant_id: builtins.str
+    """tenant_id is the tenant. Required."""
+    key_id: builtins.str
+    """key_id is the budget's key. Default: none."""
+    model: builtins.str
+    """model is the budget's model. Default: none."""
+    period: global___BudgetPeriod.ValueType
+    """period is the budget's period. Required."""
+    soft: builtins.bool
+    """soft names the soft one. Default: the hard one."""
+    def __init__(
+        self,
+        *,
+        tenant_id: builtins.str = ...,
+        key_id: builtins.str = ...,
+        model: builtins.str = ...,
+        period: global___BudgetPeriod.ValueType = ...,
+        soft: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["key_id", b"key_id", "model", b"model", "period", b"period", "soft", b"soft", "tenant_id", b"tenant_id"]) -> None: ...
+
+global___RemoveBudgetRequest = RemoveBudgetRequest
+
+@typing.final
+class RemoveBudgetResponse(google.protobuf.message.Message):
+    """RemoveBudgetResponse acknowledges."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REMOVED_FIELD_NUMBER: builtins.int
+    removed: builtins.bool
+    """removed is false where there was no such budget."""
+    def __init__(
+        self,
+        *,
+        removed: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["removed", b"removed"]) -> None: ...
+
+global___RemoveBudgetResponse = RemoveBudgetResponse
 
 @typing.final
 class DescribeRequestRequest(google.protobuf.message.Message):

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class LedgerServiceStub(object):
-    """LedgerService reads the ledger. A caller sees its own tenant's rows.
+    """LedgerService reads the ledger and sets budgets. A caller sees its own tenant's rows.
     """
 
     def __init__(self, channel):
@@ -50,6 +50,16 @@ class LedgerServiceStub(object):
                 request_serializer=downstack_dot_scheduler_dot_v1_dot_ledger__pb2.SetBudgetRequest.SerializeToString,
                 response_deserializer=downstack_dot_scheduler_dot_v1_dot_ledger__pb2.SetBudgetResponse.FromString,
                 _registered_method=True)
+        self.ListBudgets = channel.unary_unary(
+                '/downstack.scheduler.v1.LedgerService/ListBudgets',
+                request_serializer=downstack_dot_scheduler_dot_v1_dot_ledger__pb2.ListBudgetsRequest.SerializeToString,
+                response_deserializer=downstack_dot_scheduler_dot_v1_dot_ledger__pb2.ListBudgetsResponse.FromString,
+                _registered_method=True)
+        self.RemoveBudget = channel.unary_unary(
+                '/downstack.scheduler.v1.LedgerService/RemoveBudget',
+                request_serializer=downstack_dot_scheduler_dot_v1_dot_ledger__pb2.RemoveBudgetRequest.SerializeToString,
+                response_deserializer=downstack_dot_scheduler_dot_v1_dot_ledger__pb2.RemoveBudgetResponse.FromString,
+                _registered_method=True)
         self.DescribeRequest = channel.unary_unary(
                 '/downstack.scheduler.v1.LedgerService/DescribeRequest',
                 request_serializer=downstack_dot_scheduler_dot_v1_dot_ledger__pb2.DescribeRequestRequest.SerializeToString,
@@ -58,7 +68,7 @@ class LedgerServiceStub(object):
 
 
 class LedgerServiceServicer(object):
-    """LedgerService reads the ledger. A caller sees its own tenant's rows.
+    """LedgerService reads the ledger and sets budgets. A caller sees its own tenant's rows.
     """
 
     def GetUsage(self, request, context):
@@ -76,7 +86,21 @@ class LedgerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SetBudget(self, request, context):
-        """SetBudget sets what a tenant, key or model may spend.
+        """SetBudget sets what a tenant, key or model may spend. Setting it again changes the limit.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListBudgets(self, request, context):
+        """ListBudgets returns budgets with what is spent of them, as the answering scheduler knows it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveBudget(self, request, context):
+        """RemoveBudget lifts a budget. Repeating it is harmless.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -107,6 +131,16 @@ def add_LedgerServiceServicer_to_server(servicer, server):
                     request_deserializer=downstack_dot_scheduler_dot_v1_dot_ledger__pb2.SetBudgetRequest.FromString,
                     response_serializer=downstack_dot_scheduler_dot_v1_dot_ledger__pb2.SetBudgetResponse.SerializeToString,
             ),
+            'ListBudgets': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBudgets,
+                    request_deserializer=downstack_dot_scheduler_dot_v1_dot_ledger__pb2.ListBudgetsRequest.FromString,
+                    response_serializer=downstack_dot_scheduler_dot_v1_dot_ledger__pb2.ListBudgetsResponse.SerializeToString,
+            ),
+            'RemoveBudget': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveBudget,
+                    request_deserializer=downstack_dot_scheduler_dot_v1_dot_ledger__pb2.RemoveBudgetRequest.FromString,
+                    response_serializer=downstack_dot_scheduler_dot_v1_dot_ledger__pb2.RemoveBudgetResponse.SerializeToString,
+            ),
             'DescribeRequest': grpc.unary_unary_rpc_method_handler(
                     servicer.DescribeRequest,
                     request_deserializer=downstack_dot_scheduler_dot_v1_dot_ledger__pb2.DescribeRequestRequest.FromString,
@@ -121,7 +155,7 @@ def add_LedgerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class LedgerService(object):
-    """LedgerService reads the ledger. A caller sees its own tenant's rows.
+    """LedgerService reads the ledger and sets budgets. A caller sees its own tenant's rows.
     """
 
     @staticmethod
@@ -195,6 +229,60 @@ class LedgerService(object):
             '/downstack.scheduler.v1.LedgerService/SetBudget',
             downstack_dot_scheduler_dot_v1_dot_ledger__pb2.SetBudgetRequest.SerializeToString,
             downstack_dot_scheduler_dot_v1_dot_ledger__pb2.SetBudgetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBudgets(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/downstack.scheduler.v1.LedgerService/ListBudgets',
+            downstack_dot_scheduler_dot_v1_dot_ledger__pb2.ListBudgetsRequest.SerializeToString,
+            downstack_dot_scheduler_dot_v1_dot_ledger__pb2.ListBudgetsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveBudget(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/downstack.scheduler.v1.LedgerService/RemoveBudget',
+            downstack_dot_scheduler_dot_v1_dot_ledger__pb2.RemoveBudgetRequest.SerializeToString,
+            downstack_dot_scheduler_dot_v1_dot_ledger__pb2.RemoveBudgetResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -18,7 +18,7 @@ class _ServicerContext(grpc.ServicerContext, grpc.aio.ServicerContext):  # type:
     ...
 
 class LedgerServiceStub:
-    """LedgerService reads the ledger. A caller sees its own tenant's rows."""
+    """LedgerService reads the ledger and sets budgets. A caller sees its own tenant's rows."""
 
     def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
     GetUsage: grpc.UnaryUnaryMultiCallable[
@@ -37,7 +37,19 @@ class LedgerServiceStub:
         downstack.scheduler.v1.ledger_pb2.SetBudgetRequest,
         downstack.scheduler.v1.ledger_pb2.SetBudgetResponse,
     ]
-    """SetBudget sets what a tenant, key or model may spend."""
+    """SetBudget sets what a tenant, key or model may spend. Setting it again changes the limit."""
+
+    ListBudgets: grpc.UnaryUnaryMultiCallable[
+        downstack.scheduler.v1.ledger_pb2.ListBudgetsRequest,
+        downstack.scheduler.v1.ledger_pb2.ListBudgetsResponse,
+    ]
+    """ListBudgets returns budgets with what is spent of them, as the answering scheduler knows it."""
+
+    RemoveBudget: grpc.UnaryUnaryMultiCallable[
+        downstack.scheduler.v1.ledger_pb2.RemoveBudgetRequest,
+        downstack.scheduler.v1.ledger_pb2.RemoveBudgetResponse,
+    ]
+    """RemoveBudget lifts a budget. Repeating it is harmless."""
 
     DescribeRequest: grpc.UnaryUnaryMultiCallable[
         downstack.scheduler.v1.ledger_pb2.DescribeRequestRequest,
@@ -46,7 +58,7 @@ class LedgerServiceStub:
     """DescribeRequest returns the decisions and the rows of one request."""
 
 class LedgerServiceAsyncStub:
-    """LedgerService reads the ledger. A caller sees its own tenant's rows."""
+    """LedgerService reads the ledger and sets budgets. A caller sees its own tenant's rows."""
 
     GetUsage: grpc.aio.UnaryUnaryMultiCallable[
         downstack.scheduler.v1.ledger_pb2.GetUsageRequest,
@@ -64,7 +76,19 @@ class LedgerServiceAsyncStub:
         downstack.scheduler.v1.ledger_pb2.SetBudgetRequest,
         downstack.scheduler.v1.ledger_pb2.SetBudgetResponse,
     ]
-    """SetBudget sets what a tenant, key or model may spend."""
+    """SetBudget sets what a tenant, key or model may spend. Setting it again changes the limit."""
+
+    ListBudgets: grpc.aio.UnaryUnaryMultiCallable[
+        downstack.scheduler.v1.ledger_pb2.ListBudgetsRequest,
+        downstack.scheduler.v1.ledger_pb2.ListBudgetsResponse,
+    ]
+    """ListBudgets returns budgets with what is spent of them, as the answering scheduler knows it."""
+
+    RemoveBudget: grpc.aio.UnaryUnaryMultiCallable[
+        downstack.scheduler.v1.ledger_pb2.RemoveBudgetRequest,
+        downstack.scheduler.v1.ledger_pb2.RemoveBudgetResponse,
+    ]
+    """RemoveBudget lifts a budget. Repeating it is harmless."""
 
     DescribeRequest: grpc.aio.UnaryUnaryMultiCallable[
         downstack.scheduler.v1.ledger_pb2.DescribeRequestRequest,
@@ -73,7 +97,7 @@ class LedgerServiceAsyncStub:
     """DescribeRequest returns the decisions and the rows of one request."""
 
 class LedgerServiceServicer(metaclass=abc.ABCMeta):
-    """LedgerService reads the ledger. A caller sees its own tenant's rows."""
+    """LedgerService reads the ledger and sets budgets. A caller sees its own tenant's rows."""
 
     @abc.abstractmethod
     def GetUsage(
@@ -97,7 +121,23 @@ class LedgerServiceServicer(metaclass=abc.ABCMeta):
         request: downstack.scheduler.v1.ledger_pb2.SetBudgetRequest,
         context: _ServicerContext,
     ) -> typing.Union[downstack.scheduler.v1.ledger_pb2.SetBudgetResponse, collections.abc.Awaitable[downstack.scheduler.v1.ledger_pb2.SetBudgetResponse]]:
-        """SetBudget sets what a tenant, key or model may spend."""
+        """SetBudget sets what a tenant, key or model may spend. Setting it again changes the limit."""
+
+    @abc.abstractmethod
+    def ListBudgets(
+        self,
+        request: downstack.scheduler.v1.ledger_pb2.ListBudgetsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[downstack.scheduler.v1.ledger_pb2.ListBudgetsResponse, collections.abc.Awaitable[downstack.scheduler.v1.ledger_pb2.ListBudgetsResponse]]:
+        """ListBudgets returns budgets with what is spent of them, as the answering scheduler knows it."""
+
+    @abc.abstractmethod
+    def RemoveBudget(
+        self,
+        request: downstack.scheduler.v1.ledger_pb2.RemoveBudgetRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[downstack.scheduler.v1.ledger_pb2.RemoveBudgetResponse, collections.abc.Awaitable[downstack.scheduler.v1.ledger_pb2.RemoveBudgetResponse]]:
+        """RemoveBudget lifts a budget. Repeating it is harmless."""
 
     @abc.abstractmethod
     def DescribeRequest(

@@ -121,6 +121,7 @@ class PlaceRequest(google.protobuf.message.Message):
     MAX_COST_FIELD_NUMBER: builtins.int
     MIN_QUALITY_FIELD_NUMBER: builtins.int
     RETRIEVED_TOKENS_FIELD_NUMBER: builtins.int
+    ANSWERS_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """request_id is the router's. Required."""
     attempt: builtins.int
@@ -145,6 +146,8 @@ class PlaceRequest(google.protobuf.message.Message):
     """min_quality bounds the predicted quality, 0 to 1. Absent: no bound."""
     retrieved_tokens: builtins.int
     """retrieved_tokens is the part of the prompt that retrieved passages take."""
+    answers: builtins.int
+    """answers is the number of answers to the prompt, each of at most max_output_tokens. Default 1. At most 8."""
     @property
     def candidates(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ModelCandidate]:
         """candidates are the models that may answer. At least 1, at most 16."""
@@ -175,9 +178,10 @@ class PlaceRequest(google.protobuf.message.Message):
         max_cost: builtins.float | None = ...,
         min_quality: builtins.float | None = ...,
         retrieved_tokens: builtins.int = ...,
+        answers: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_max_cost", b"_max_cost", "_min_quality", b"_min_quality", "_value", b"_value", "max_cost", b"max_cost", "min_quality", b"min_quality", "value", b"value"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_max_cost", b"_max_cost", "_min_quality", b"_min_quality", "_value", b"_value", "attempt", b"attempt", "cache_salt", b"cache_salt", "candidates", b"candidates", "conversation_id", b"conversation_id", "excluded_workers", b"excluded_workers", "key_id", b"key_id", "labels", b"labels", "max_cost", b"max_cost", "max_output_tokens", b"max_output_tokens", "min_quality", b"min_quality", "priority", b"priority", "request_id", b"request_id", "retrieved_tokens", b"retrieved_tokens", "tenant_id", b"tenant_id", "value", b"value"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_max_cost", b"_max_cost", "_min_quality", b"_min_quality", "_value", b"_value", "answers", b"answers", "attempt", b"attempt", "cache_salt", b"cache_salt", "candidates", b"candidates", "conversation_id", b"conversation_id", "excluded_workers", b"excluded_workers", "key_id", b"key_id", "labels", b"labels", "max_cost", b"max_cost", "max_output_tokens", b"max_output_tokens", "min_quality", b"min_quality", "priority", b"priority", "request_id", b"request_id", "retrieved_tokens", b"retrieved_tokens", "tenant_id", b"tenant_id", "value", b"value"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_max_cost", b"_max_cost"]) -> typing.Literal["max_cost"] | None: ...
     @typing.overload
@@ -830,6 +834,7 @@ class LeaseGrant(google.protobuf.message.Message):
     PREDICTED_CACHED_TOKENS_FIELD_NUMBER: builtins.int
     RETRIEVED_TOKENS_FIELD_NUMBER: builtins.int
     REQUESTED_MODEL_FIELD_NUMBER: builtins.int
+    ANSWERS_FIELD_NUMBER: builtins.int
     lease_id: builtins.str
     """lease_id is the lease."""
     request_id: builtins.str
@@ -866,6 +871,8 @@ class LeaseGrant(google.protobuf.message.Message):
     """retrieved_tokens is the part of the prompt that retrieved passages take."""
     requested_model: builtins.str
     """requested_model is what the caller asked for."""
+    answers: builtins.int
+    """answers is the number of answers, each of at most max_output_tokens. 0 stands for 1."""
     @property
     def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
         """labels are copied to the ledger."""
@@ -907,9 +914,10 @@ class LeaseGrant(google.protobuf.message.Message):
         predicted_cached_tokens: builtins.int = ...,
         retrieved_tokens: builtins.int = ...,
         requested_model: builtins.str = ...,
+        answers: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["expires_at", b"expires_at", "granted_at", b"granted_at", "price", b"price"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["adapter", b"adapter", "attempt", b"attempt", "cache_salt", b"cache_salt", "conversation_id", b"conversation_id", "expires_at", b"expires_at", "granted_at", b"granted_at", "key_id", b"key_id", "labels", b"labels", "lease_id", b"lease_id", "max_output_tokens", b"max_output_tokens", "model", b"model", "predicted_cached_tokens", b"predicted_cached_tokens", "price", b"price", "priority", b"priority", "prompt_tokens", b"prompt_tokens", "queue_ms", b"queue_ms", "request_id", b"request_id", "requested_model", b"requested_model", "retrieved_tokens", b"retrieved_tokens", "tenant_id", b"tenant_id", "worker_epoch", b"worker_epoch", "worker_id", b"worker_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["adapter", b"adapter", "answers", b"answers", "attempt", b"attempt", "cache_salt", b"cache_salt", "conversation_id", b"conversation_id", "expires_at", b"expires_at", "granted_at", b"granted_at", "key_id", b"key_id", "labels", b"labels", "lease_id", b"lease_id", "max_output_tokens", b"max_output_tokens", "model", b"model", "predicted_cached_tokens", b"predicted_cached_tokens", "price", b"price", "priority", b"priority", "prompt_tokens", b"prompt_tokens", "queue_ms", b"queue_ms", "request_id", b"request_id", "requested_model", b"requested_model", "retrieved_tokens", b"retrieved_tokens", "tenant_id", b"tenant_id", "worker_epoch", b"worker_epoch", "worker_id", b"worker_id"]) -> None: ...
 
 global___LeaseGrant = LeaseGrant
 

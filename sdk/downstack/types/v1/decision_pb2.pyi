@@ -85,6 +85,7 @@ class Decision(google.protobuf.message.Message):
     PREDICTED_CACHED_TOKENS_FIELD_NUMBER: builtins.int
     QUEUE_MS_FIELD_NUMBER: builtins.int
     SCHEDULER_ID_FIELD_NUMBER: builtins.int
+    BUDGET_WARNINGS_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """request_id is the request."""
     attempt: builtins.int
@@ -111,6 +112,10 @@ class Decision(google.protobuf.message.Message):
     def candidates(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Candidate]:
         """candidates are the workers considered, best first, at most 32."""
 
+    @property
+    def budget_warnings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """budget_warnings name the soft budgets that the placement passes, or finds passed, such as `tenant per day`."""
+
     def __init__(
         self,
         *,
@@ -126,7 +131,8 @@ class Decision(google.protobuf.message.Message):
         predicted_cached_tokens: builtins.int = ...,
         queue_ms: builtins.float = ...,
         scheduler_id: builtins.str = ...,
+        budget_warnings: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "candidates", b"candidates", "lease_id", b"lease_id", "model", b"model", "policy", b"policy", "predicted_cached_tokens", b"predicted_cached_tokens", "prompt_tokens", b"prompt_tokens", "queue_ms", b"queue_ms", "reason", b"reason", "request_id", b"request_id", "scheduler_id", b"scheduler_id", "worker_id", b"worker_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "budget_warnings", b"budget_warnings", "candidates", b"candidates", "lease_id", b"lease_id", "model", b"model", "policy", b"policy", "predicted_cached_tokens", b"predicted_cached_tokens", "prompt_tokens", b"prompt_tokens", "queue_ms", b"queue_ms", "reason", b"reason", "request_id", b"request_id", "scheduler_id", b"scheduler_id", "worker_id", b"worker_id"]) -> None: ...
 
 global___Decision = Decision
