@@ -1,6 +1,7 @@
 """Model folders and their tokenizers, read without a network."""
 
 import hashlib
+import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,24 +13,39 @@ from tokenizers.decoders import DecodeStream
 from services.kit.errors import StartupError
 
 BUILTIN_SIM = "builtin:sim"
+_PACKAGE = "package:"
 _FILES = ("tokenizer.json", "config.json")
 # A code point has at most four bytes; more pending tokens than this are no beginning of one.
 _MAX_PENDING = 8
 
 
 def model_folder(ref: str) -> Path:
-    """The folder of a model: `builtin:sim` is the packaged one of the simulated engine, all else is a path.
+    """The folder of a model: `builtin:sim`, `package:NAME/PATH` inside an installed Python package, or a path.
 
     Raises:
         StartupError: There is no such folder, or it is not a model's.
     """
-    folder = Path(__file__).with_name("sim_model") if ref == BUILTIN_SIM else Path(ref).expanduser()
+    if ref == BUILTIN_SIM:
+        folder = Path(__file__).with_name("sim_model")
+    elif ref.startswith(_PACKAGE):
+        folder = _in_package(ref.removeprefix(_PACKAGE))
+    else:
+        folder = Path(ref).expanduser()
     if not folder.is_dir():
         raise StartupError(f"There is no model folder {ref!r}.")
     missing = [name for name in _FILES if not (folder / name).is_file()]
     if missing:
         raise StartupError(f"The folder {ref!r} is not a model's: it has no {' and no '.join(missing)}.")
     return folder
+
+
+def _in_package(ref: str) -> Path:
+    name, _, path = ref.partition("/")
+    # The package is looked up, not imported: some that carry weights want another inference library.
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise StartupError(f"There is no Python package {name!r} here.")
+    return Path(spec.submodule_search_locations[0]) / path
 
 
 class Tokenizer:

@@ -10,6 +10,9 @@ from services.worker.domain.mirror import KvChange
 from services.worker.domain.rates import Rates
 from services.worker.domain.sampling import Sampling
 
+Vector = tuple[float, ...]
+"""An embedding; the squares of its components sum to 1."""
+
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
@@ -17,6 +20,7 @@ class EngineSpec:
 
     Attributes:
         kv_events: Whether it reports the changes of its KV cache.
+        embeds: Whether its model makes embeddings, and no answers.
     """
 
     engine: str
@@ -28,6 +32,7 @@ class EngineSpec:
     max_num_seqs: int
     max_num_batched_tokens: int
     kv_events: bool = True
+    embeds: bool = False
 
 
 class Ending(StrEnum):
@@ -145,6 +150,14 @@ class Engine(Protocol):
 
     async def abort(self, request_ids: Iterable[str]) -> None:
         """Ends requests at once. Unknown ones are ignored."""
+        ...
+
+    async def embed(self, prompts: Sequence[Sequence[int]]) -> Sequence[Vector]:
+        """One vector a prompt, in their order. Only where `spec.embeds`; such an engine generates nothing.
+
+        Raises:
+            DownstackError: METHOD_DISABLED, ENGINE_DEAD, PARAM_OUT_OF_RANGE, INTERNAL.
+        """
         ...
 
     async def load_adapter(self, adapter: Adapter) -> None:

@@ -33,6 +33,12 @@ class WorkerSettings(ServiceSettings, EventSettings):
     engine: Literal["vllm", "sim", "remote"] = "sim"
     """The engine. `remote` is a server elsewhere that speaks vLLM's own gRPC contract."""
 
+    task: Literal["generate", "embed"] = "generate"
+    """What the model does. One that embeds has no KV cache and no leases, so that its worker has no scheduler."""
+
+    max_texts: int = Field(default=1024, ge=256)
+    """Embedding: the most texts at once, over all calls."""
+
     remote_target: OptionalAddress = ""
     """Remote engine: where the server is, HOST:PORT."""
 
@@ -196,6 +202,8 @@ class WorkerSettings(ServiceSettings, EventSettings):
             raise ValueError("remote_target: is required by the engine `remote`")
         if self.vllm_contract == "open" and not self.vllm_contract_tenant:
             raise ValueError("vllm_contract_tenant: is required where `vllm_contract` is `open`")
+        if self.task == "embed" and (self.engine == "remote" or self.schedulers or self.max_adapters):
+            raise ValueError("task: `embed` is for the engines `vllm` and `sim`, without `scheduler` and adapters")
         if len(self.first_adapters) > self.max_adapters:
             raise ValueError(f"max_adapters: must be at least {len(self.first_adapters)}, for those of `adapters`")
         if self.endpoint.endswith(":0"):

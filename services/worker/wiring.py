@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from downstack.smg.vllm_engine_pb2_grpc import add_VllmEngineServicer_to_server
@@ -23,6 +24,7 @@ from services.worker.adapters.servicer import ACCESS, NAME, WorkerServicer
 from services.worker.adapters.sim.engine import SimEngine, SimSettings
 from services.worker.adapters.vllm_contract import servicer as vllm_contract
 from services.worker.adapters.vllm_contract.model import ModelFiles
+from services.worker.app.embedding import Embedding
 from services.worker.app.engine_life import EngineLife, LifeLimits
 from services.worker.app.outlet import OutletLimits
 from services.worker.app.reports import WorkerIdentity
@@ -49,7 +51,8 @@ async def wire(settings: WorkerSettings) -> AsyncIterator[ServiceParts]:
         async with _outbox(settings, clock=clock) as outbox:
             worker = Worker(life, _identity(settings, tokenizer), limits=_limits(settings), journal=outbox, clock=clock)
             relay = Relay(outbox, bootstrap=settings.kafka_bootstrap)
-            parts = _parts(worker, settings, relay=relay, clock=clock)
+            embedding = _embedding(life, settings, tokenizer)
+            parts = _parts(worker, settings, embedding=embedding, relay=relay, clock=clock)
             if settings.vllm_contract != "off":
                 _add_contract(parts, worker, settings, ModelFiles.read(settings.model_path, tokenizer), clock=clock)
             yield parts
@@ -57,10 +60,12 @@ async def wire(settings: WorkerSettings) -> AsyncIterator[ServiceParts]:
         await life.stop()
 
 
-def _parts(worker: Worker, settings: WorkerSettings, *, relay: Relay, clock: Clock) -> ServiceParts:
+def _parts(
+    worker: Worker, settings: WorkerSettings, *, embedding: Embedding | None, relay: Relay, clock: Clock
+) -> ServiceParts:
     secret = settings.secret_bytes
     folder = AdapterFolder(settings.adapter_folder, max_rank=settings.max_adapter_rank)
-    servicer = WorkerServicer(worker, secret=secret, drain_s=settings.drain_s, adapters=folder)
+    servicer = WorkerServicer(worker, secret=secret, drain_s=settings.drain_s, adapters=folder, embedding=embedding)
     first = [_first_adapter(folder, name, path) for name, path in settings.first_adapters]
     links = [SchedulerLink(worker, target, secret=secret, clock=clock) for target in settings.schedulers]
 
@@ -90,6 +95,12 @@ def _add_contract(
     parts.bindings = [*parts.bindings, Binding(add_VllmEngineServicer_to_server, servicer, vllm_contract.NAME)]
     parts.access = {**parts.access, **vllm_contract.contract_access(contract)}
     parts.endless = [*parts.endless, *vllm_contract.ENDLESS]
+
+
+def _embedding(life: EngineLife, settings: WorkerSettings, tokenizer: Tokenizer) -> Embedding | None:
+    if settings.task != "embed":
+        return None
+    return Embedding(life, encode=partial(tokenizer.encode, add_special_tokens=True), max_texts=settings.max_texts)
 
 
 def _first_adapter(folder: AdapterFolder, name: str, path: Path) -> Adapter:
@@ -135,6 +146,7 @@ def _sim_settings(settings: WorkerSettings) -> SimSettings:
         model=settings.model,
         startup_s=settings.sim_startup_s,
         mean_output_tokens=settings.sim_mean_output_tokens,
+        embeds=settings.task == "embed",
     )
 
 

@@ -28,6 +28,7 @@ from services.worker.adapters.fake_scheduler import FakeScheduler
 from services.worker.adapters.memory_journal import MemoryJournal
 from services.worker.adapters.scheduler_link import SchedulerLink
 from services.worker.adapters.servicer import ACCESS, NAME, WorkerServicer
+from services.worker.app.embedding import Embedding
 from services.worker.app.engine_life import EngineLife, LifeLimits
 from services.worker.app.outlet import OutletLimits
 from services.worker.app.reports import WorkerIdentity
@@ -158,10 +159,12 @@ async def worker_rig(
     life_limits: LifeLimits = LIFE,
     restart: Callable[[], Engine] | None = None,
     adapters: AdapterFolder | None = None,
+    encode: Callable[[str], Sequence[int]] | None = None,
+    max_texts: int = 1024,
 ) -> AsyncIterator[Rig]:
     """A worker around an engine that has not started; `restart` makes the one that follows a lost one.
 
-    It can load adapters from the folder, if there is one.
+    It can load adapters from the folder, if there is one, and embed texts, if they can be encoded.
     """
     engines = itertools.chain([engine], iter(restart or _no_engine, None))
     clock, scheduler, journal = SystemClock(), FakeScheduler(), MemoryJournal()
@@ -177,7 +180,10 @@ async def worker_rig(
         life = EngineLife(engines.__next__, limits=life_limits, clock=clock)
         worker = Worker(life, identity, limits=limits, journal=journal, clock=clock)
         link = SchedulerLink(worker, target, secret=SECRET, clock=clock)
-        servicer = WorkerServicer(worker, secret=SECRET, drain_s=5.0, adapters=adapters or AdapterFolder())
+        embedding = Embedding(life, encode=encode, max_texts=max_texts) if encode else None
+        servicer = WorkerServicer(
+            worker, secret=SECRET, drain_s=5.0, adapters=adapters or AdapterFolder(), embedding=embedding
+        )
         parts = ServiceParts(
             bindings=[Binding(add_WorkerServiceServicer_to_server, servicer, NAME)],
             access=ACCESS,

@@ -13,6 +13,7 @@ from services.kit.identity import Access
 from services.kit.tickets import verify_ticket
 from services.worker.adapters.adapter_files import AdapterFolder
 from services.worker.adapters.wire import engine_priority, sampling_of
+from services.worker.app.embedding import Embedding
 from services.worker.app.lease_run import Work
 from services.worker.app.reports import adapter_of
 from services.worker.app.worker import Worker
@@ -23,7 +24,7 @@ _OPERATORS = Access.any_of(Access.service("router", "scheduler", "worker"), Acce
 ACCESS = {
     # The ticket is the permission, whoever carries it.
     f"/{NAME}/Generate": Access.PUBLIC,
-    f"/{NAME}/Embed": Access.PUBLIC,
+    f"/{NAME}/Embed": Access.service("router", "retriever"),
     f"/{NAME}/Abort": _OPERATORS,
     f"/{NAME}/Drain": _OPERATORS,
     f"/{NAME}/GetStatus": _OPERATORS,
@@ -38,9 +39,16 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
     """Checks what comes in, and hands it to the worker."""
 
     def __init__(
-        self, worker: Worker, *, secret: bytes, drain_s: float, adapters: AdapterFolder = _NO_ADAPTERS
+        self,
+        worker: Worker,
+        *,
+        secret: bytes,
+        drain_s: float,
+        adapters: AdapterFolder = _NO_ADAPTERS,
+        embedding: Embedding | None = None,
     ) -> None:
         self._worker = worker
+        self._embedding = embedding
         self._adapters = adapters
         self._secret = secret
         self._drain_s = drain_s
@@ -55,10 +63,15 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
                 yield frame
 
     async def Embed(  # noqa: N802
-        self, _request: worker_pb2.EmbedRequest, _context: grpc.aio.ServicerContext
+        self, request: worker_pb2.EmbedRequest, _context: grpc.aio.ServicerContext
     ) -> worker_pb2.EmbedResponse:
-        """Refused: no engine here makes embeddings."""
-        raise DownstackError(Reason.METHOD_DISABLED, "This worker's model makes no embeddings.")
+        """Vectors, where the model makes them."""
+        if self._embedding is None:
+            raise DownstackError(Reason.METHOD_DISABLED, "This worker's model makes answers, and no embeddings.")
+        self._worker.check_serving()
+        embedded = await self._embedding.embed(request.texts)
+        embeddings = [worker_pb2.Embedding(values=vector) for vector in embedded.vectors]
+        return worker_pb2.EmbedResponse(embeddings=embeddings, tokens=embedded.tokens, model=self._worker.spec().model)
 
     async def Abort(  # noqa: N802
         self, request: worker_pb2.AbortRequest, _context: grpc.aio.ServicerContext

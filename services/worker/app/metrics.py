@@ -11,6 +11,12 @@ TTFT = Histogram(
     "From the receipt of a lease to its first token.",
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
 )
+EMBEDDED = Counter("downstack_worker_embedded", "What was embedded: texts, and their tokens.", ("kind",))
+EMBED = Histogram(
+    "downstack_worker_embed_seconds",
+    "One call of Embed.",
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
+)
 SLOW_READERS = Counter("downstack_worker_slow_readers", "Streams that were ended because nobody read them.")
 UNRECORDED = Counter("downstack_worker_usage_retries", "Usage records that the outbox did not take at once.")
 RUNNING = Gauge("downstack_worker_running_requests", "Requests in the engine's batch.")

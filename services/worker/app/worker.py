@@ -171,12 +171,18 @@ class Worker:
             return  # they are told again until they are acknowledged
 
     def check_open(self) -> None:
-        """Raises DownstackError where no lease can begin: DRAINING, ENGINE_DEAD, JOURNAL_FULL."""
+        """Raises DownstackError where no lease can begin: METHOD_DISABLED, DRAINING, ENGINE_DEAD, JOURNAL_FULL."""
+        self.check_serving()
+        if self._life.engine.spec.embeds:
+            raise DownstackError(Reason.METHOD_DISABLED, "This worker's model makes embeddings, and no answers.")
+        self._journal.check_open()
+
+    def check_serving(self) -> None:
+        """Raises DownstackError where nothing can begin: DRAINING, ENGINE_DEAD."""
         if self._draining:
             raise DownstackError(Reason.DRAINING, "This worker is leaving.")
         if not self.healthy():
             raise DownstackError(Reason.ENGINE_DEAD, "This worker's engine is not healthy.", retry_after_s=1.0)
-        self._journal.check_open()
 
     def bounds(self, grant: LeaseGrant) -> Bounds:
         """What engine and ticket allow."""

@@ -22,7 +22,7 @@ from services.worker.domain.adapters import Adapter
 from services.worker.domain.mirror import Cleared, KvChange
 from services.worker.domain.rates import Rates
 from services.worker.domain.sampling import Sampling
-from services.worker.ports import EngineOutput, EngineSpec, EngineStats
+from services.worker.ports import EngineOutput, EngineSpec, EngineStats, Vector
 
 _log = structlog.get_logger()
 _POLL_S = 0.5
@@ -102,6 +102,9 @@ class RemoteEngine:
             call.cancel()
         if self._server is not None:
             await self._server.close()
+
+    async def embed(self, _prompts: Sequence[Sequence[int]]) -> Sequence[Vector]:
+        raise DownstackError(Reason.METHOD_DISABLED, "A remote engine answers, and makes no embeddings.")
 
     async def load_adapter(self, adapter: Adapter) -> None:
         message = f"A remote engine's contract has no adapters, such as {adapter.name}."

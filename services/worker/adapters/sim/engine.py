@@ -9,6 +9,7 @@ from services.kit.blocks import root_hash
 from services.kit.clock import Clock
 from services.kit.errors import DownstackError, Reason, StartupError
 from services.kit.models import StreamDecoder, Tokenizer
+from services.worker.adapters.sim.embedding import unit_vector
 from services.worker.domain.adapters import Adapter, not_found
 from services.worker.domain.mirror import KvChange
 from services.worker.domain.rates import Rates
@@ -17,7 +18,7 @@ from services.worker.domain.sim.core import Shape, SimCore, SimSequence, Step
 from services.worker.domain.sim.core import Token as SimToken
 from services.worker.domain.sim.tokens import SimModel
 from services.worker.domain.stops import StopMatcher
-from services.worker.ports import Ending, EngineOutput, EngineSpec, EngineStats, TokenLogprob
+from services.worker.ports import Ending, EngineOutput, EngineSpec, EngineStats, TokenLogprob, Vector
 
 _VERSION = "1"
 
@@ -30,6 +31,7 @@ class SimSettings:
         rates: How long a step takes.
         startup_s: How long the start takes.
         mean_output_tokens: The mean length of an answer that nothing else bounds.
+        embeds: Whether the model makes embeddings, and no answers.
     """
 
     shape: Shape
@@ -37,6 +39,7 @@ class SimSettings:
     model: str
     startup_s: float = 0.0
     mean_output_tokens: int = 64
+    embeds: bool = False
 
 
 @dataclass(eq=False)
@@ -105,6 +108,8 @@ class SimEngine:
             kv_blocks=shape.kv_blocks,
             max_num_seqs=shape.max_num_seqs,
             max_num_batched_tokens=shape.max_num_batched_tokens,
+            kv_events=not self._settings.embeds,
+            embeds=self._settings.embeds,
         )
 
     @property
@@ -181,6 +186,13 @@ class SimEngine:
             self._core.abort(self._requests.get(request_id, ()))
         self._publish(self._core.pool.drain_changes())
         self._totals.changed.set()
+
+    async def embed(self, prompts: Sequence[Sequence[int]]) -> list[Vector]:
+        rates = self._settings.rates
+        await self._sleep((rates.prefill_base_ms + rates.prefill_ms_per_token * sum(map(len, prompts))) / 1000)
+        if self._dead:
+            raise _died()
+        return [unit_vector(prompt) for prompt in prompts]
 
     async def load_adapter(self, adapter: Adapter) -> None:
         self._adapters.add(adapter.id)

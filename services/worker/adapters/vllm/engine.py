@@ -23,6 +23,7 @@ from services.worker.adapters.vllm.calibration import calibrate
 from services.worker.adapters.vllm.events import BlockTranslator
 from services.worker.adapters.vllm.lora import Loras
 from services.worker.adapters.vllm.params import engine_outputs, vllm_params
+from services.worker.adapters.vllm.pooling import embed
 from services.worker.adapters.vllm.processes import kill
 from services.worker.adapters.vllm.pulse import Pulse
 from services.worker.adapters.vllm.stats import Gauges, StatLogger
@@ -32,7 +33,7 @@ from services.worker.domain.adapters import Adapter
 from services.worker.domain.mirror import KvChange
 from services.worker.domain.rates import Rates
 from services.worker.domain.sampling import Sampling
-from services.worker.ports import EngineOutput, EngineSpec, EngineStats
+from services.worker.ports import EngineOutput, EngineSpec, EngineStats, Vector
 
 _log = structlog.get_logger()
 _SHUTDOWN_S = 5.0
@@ -113,8 +114,9 @@ class VllmEngine:
         await llm.collective_rpc("end_with_parent")
         self._spec = self._described()
         kv = self._args.kv_events_config
-        self._events = Subscription(endpoint=kv.endpoint, replay_endpoint=kv.replay_endpoint)
-        if self._calibration != "off":
+        if kv is not None:
+            self._events = Subscription(endpoint=kv.endpoint, replay_endpoint=kv.replay_endpoint)
+        if self._calibration != "off" and kv is not None:
             await calibrate(self, self._gauges.rates)
             await llm.reset_prefix_cache()
         self._pulse = Pulse(
@@ -165,6 +167,9 @@ class VllmEngine:
             await self._llm.abort(list(request_ids))
             self._gauges.changed.set()
 
+    async def embed(self, prompts: Sequence[Sequence[int]]) -> Sequence[Vector]:
+        return await embed(self._llm, prompts)
+
     async def load_adapter(self, adapter: Adapter) -> None:
         await self._loras.load(self._llm, adapter)
 
@@ -173,7 +178,8 @@ class VllmEngine:
             await self._loras.unload(self._llm, adapter)
 
     async def kv_events(self) -> AsyncGenerator[Sequence[KvChange], None]:
-        assert self._events is not None
+        if self._events is None:
+            return  # a model that embeds keeps no cache
         translator = BlockTranslator(
             model=self._model.model,
             tokenizer_revision=self._model.tokenizer_revision,
@@ -222,6 +228,8 @@ class VllmEngine:
             kv_blocks=config.cache_config.num_gpu_blocks,
             max_num_seqs=config.scheduler_config.max_num_seqs,
             max_num_batched_tokens=config.scheduler_config.max_num_batched_tokens,
+            kv_events=self._args.kv_events_config is not None,
+            embeds=self._args.runner == "pooling",
         )
 
     def _began_since(self, steps: int) -> bool:

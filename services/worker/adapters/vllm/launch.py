@@ -62,11 +62,12 @@ def engine_arguments(settings: WorkerSettings, *, scratch: Path) -> Any:
     from vllm.platforms import current_platform  # noqa: PLC0415
 
     from services.worker.adapters.vllm.lora import lora_arguments  # noqa: PLC0415
+    from services.worker.adapters.vllm.pooling import pooling_arguments  # noqa: PLC0415
 
     on_cpu = current_platform.is_cpu()
     if on_cpu and settings.block_size % 32:
         raise StartupError(f"The block size must be a multiple of 32 on a CPU; it is {settings.block_size}.")
-    return AsyncEngineArgs(
+    arguments = AsyncEngineArgs(
         model=str(model_folder(settings.model_path)),
         served_model_name=settings.model,
         dtype=_dtype(settings, on_cpu=on_cpu),
@@ -92,6 +93,7 @@ def engine_arguments(settings: WorkerSettings, *, scratch: Path) -> Any:
         ),
         **lora_arguments(max_adapters=settings.max_adapters, max_rank=settings.max_adapter_rank),
     )
+    return pooling_arguments(arguments) if settings.task == "embed" else arguments
 
 
 def _dtype(settings: WorkerSettings, *, on_cpu: bool) -> str:
