@@ -242,7 +242,7 @@ class VllmContractServicer(vllm_engine_pb2_grpc.VllmEngineServicer):
         bounds = self._worker.bounds(grant)
         check_prompt(asked.prompt, bounds)
         sampling = read_sampling(asked.params, room=bounds.context_tokens - len(asked.prompt))
-        grant.max_output_tokens = sampling.max_tokens
+        grant.max_output_tokens, grant.answers = sampling.max_tokens, sampling.n
         check_sampling(sampling, self._worker.bounds(grant))
         return Work(grant, asked.prompt, sampling, engine_priority(grant), deadline_s)
 
