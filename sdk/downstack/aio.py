@@ -103,7 +103,7 @@ class Documents:
 
 
 class Ledger:
-    """What was used and what it cost."""
+    """What was used and what it cost, and what may be spent."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -118,6 +118,21 @@ class Ledger:
         """One page of rows, newest first."""
         response = await self._connection.call(ledger_pb2.ListUsageResponse, self._stub.ListUsage, request)
         return response.rows
+
+    async def budgets(self, request: ledger_pb2.ListBudgetsRequest) -> Sequence[ledger_pb2.BudgetStatus]:
+        """One page of budgets and what is spent of them: the caller's; with the scope `admin`, a tenant's or all."""
+        response = await self._connection.call(ledger_pb2.ListBudgetsResponse, self._stub.ListBudgets, request)
+        return response.budgets
+
+    async def set_budget(self, request: ledger_pb2.SetBudgetRequest) -> ledger_pb2.BudgetStatus:
+        """The budget in force. The key needs the `admin` scope."""
+        response = await self._connection.call(ledger_pb2.SetBudgetResponse, self._stub.SetBudget, request)
+        return response.status
+
+    async def remove_budget(self, request: ledger_pb2.RemoveBudgetRequest) -> bool:
+        """Lift a budget; False where there is none. The key needs the `admin` scope."""
+        response = await self._connection.call(ledger_pb2.RemoveBudgetResponse, self._stub.RemoveBudget, request)
+        return response.removed
 
 
 class Client:

@@ -111,7 +111,7 @@ class Documents:
 
 
 class Ledger:
-    """What was used and what it cost."""
+    """What was used and what it cost, and what may be spent."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -124,6 +124,19 @@ class Ledger:
     def rows(self, request: ledger_pb2.ListUsageRequest) -> Sequence[ledger_pb2.UsageRow]:
         """One page of rows, newest first."""
         return self._connection.call(ledger_pb2.ListUsageResponse, self._stub.ListUsage, request).rows
+
+    def budgets(self, tenant_id: str = "") -> list[ledger_pb2.BudgetStatus]:
+        """The caller's budgets and what is spent of them; with the scope `admin`, a tenant's or all."""
+        request = ledger_pb2.ListBudgetsRequest(tenant_id=tenant_id)
+        return _pages(self._connection, self._stub.ListBudgets, request, "budgets")
+
+    def set_budget(self, request: ledger_pb2.SetBudgetRequest) -> ledger_pb2.BudgetStatus:
+        """The budget in force. The key needs the `admin` scope."""
+        return self._connection.call(ledger_pb2.SetBudgetResponse, self._stub.SetBudget, request).status
+
+    def remove_budget(self, request: ledger_pb2.RemoveBudgetRequest) -> bool:
+        """Lift a budget; False where there is none. The key needs the `admin` scope."""
+        return self._connection.call(ledger_pb2.RemoveBudgetResponse, self._stub.RemoveBudget, request).removed
 
 
 class Admin:

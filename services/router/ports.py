@@ -78,6 +78,7 @@ class PlaceOrder:
     value: float | None = None
     max_cost: float | None = None
     min_quality: float | None = None
+    answers: int = 1
 
 
 @dataclass(frozen=True, slots=True)

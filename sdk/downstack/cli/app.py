@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import typer
 
-from downstack.cli import accounts, documents, events, inference, ledger, local, run
+from downstack.cli import accounts, budgets, documents, events, inference, ledger, local, run
 from downstack.cli.chat import chat
 from downstack.cli.demo import demo
 from downstack.cli.replay import replay
@@ -24,4 +24,5 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
 for command in _COMMANDS:
     app.command()(command)
 app.add_typer(accounts.keys, name="keys")
+app.add_typer(budgets.budgets, name="budgets")
 app.add_typer(events.events, name="events")

@@ -13,6 +13,8 @@ def print_decision(decision: decision_pb2.Decision) -> None:
     out.print(decision.reason, markup=False)
     predicted = f"{decision.predicted_cached_tokens} of {decision.prompt_tokens} prompt tokens predicted in the cache"
     out.print(f"{predicted}, waited {decision.queue_ms:.1f} ms", style="dim", markup=False)
+    for budget in decision.budget_warnings:
+        out.print(f"The budget of the {budget} is passed.", style="yellow", markup=False)
     rows = [
         [
             candidate.worker_id,

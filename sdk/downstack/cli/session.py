@@ -102,3 +102,9 @@ def ledger(where: Where) -> Client:
     """A client of the ledger."""
     scheduler = where.endpoint("scheduler", option="--scheduler")
     return Client.connect(where.target or scheduler, api_key=where.key(), scheduler=scheduler)
+
+
+def budgeting(where: Where) -> Client:
+    """A client of router and ledger with the operator's key."""
+    router, scheduler = where.endpoint("router", option="--target"), where.endpoint("scheduler", option="--scheduler")
+    return Client.connect(router, api_key=where.admin_key(), scheduler=scheduler)

@@ -108,6 +108,7 @@ def _order_to(identity: Identity, order: PlaceOrder) -> scheduler_pb.PlaceReques
         max_cost=order.max_cost,
         min_quality=order.min_quality,
         retrieved_tokens=order.retrieved_tokens,
+        answers=order.answers,
     )
 
 

@@ -156,6 +156,7 @@ class Preparation:
             value=spec.value,
             max_cost=spec.max_cost,
             min_quality=spec.min_quality,
+            answers=spec.sampling.n or 1,
         )
 
 
