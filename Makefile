@@ -10,7 +10,7 @@ ARGS ?=
 export ENGINE TOOLS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format up down status proto requirements bench-decision bench-sim-fidelity clean distclean
+.PHONY: help setup demo test lint format up down status proto requirements bench-decision bench-sim bench-sim-fidelity clean distclean
 
 help: ## Show this menu
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2} /^#   / {print "  " substr($$0, 4)}' Makefile
@@ -51,6 +51,9 @@ requirements: ## Compile the locked requirements
 
 bench-decision: ## Time one placement decision on 1,000 workers
 	@.venv/bin/python -m bench.decision $(ARGS)
+
+bench-sim: ## Time the simulated engine on a trace: make bench-sim TRACE=conversation_trace.jsonl
+	@.venv/bin/python -m bench.sim "$(TRACE)" $(ARGS)
 
 bench-sim-fidelity: ## Hold the simulated engine against vLLM's own scheduler on 300 workloads
 	@.venv/bin/python -m bench.sim_fidelity --seeds 300 $(ARGS)

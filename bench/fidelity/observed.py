@@ -1,13 +1,22 @@
 """What is compared: everything that an engine's step shows to the outside."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from bench.fidelity.workload import Arrival, Workload
-from services.worker.domain.mirror import KvChange
+from services.worker.domain.mirror import KvChange, Removed
 
 _MOST_STEPS = 50_000
+
+
+def one_by_one(changes: Iterable[KvChange]) -> Iterator[KvChange]:
+    """The same changes, with one for each block that was removed."""
+    for change in changes:
+        if isinstance(change, Removed):
+            yield from (Removed((block,)) for block in change.hashes)
+        else:
+            yield change
 
 
 @dataclass(frozen=True, slots=True)

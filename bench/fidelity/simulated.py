@@ -1,24 +1,28 @@
 """The simulated engine's core, driven step by step."""
 
-from bench.fidelity.observed import Observed, Record
+from collections import deque
+
+from bench.fidelity.observed import Observed, Record, one_by_one
 from bench.fidelity.workload import EOS, MODEL, Arrival
 from services.kit.blocks import root_hash
-from services.worker.domain.sim.core import Shape, SimCore, SimSequence
+from services.worker.domain.sim.core import Shape, SimCore, SimSequence, Step
 
 MODEL_NAME = "fidelity"
 REVISION = "0" * 16
 
 
 class SimulatedEngine:
-    """The core under the harness."""
+    """The core under the harness. With `depth` 2 it schedules a step while the one before it is computed."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, *, depth: int = 1) -> None:
         self.record = Record()
         self._core = SimCore(shape)
+        self._depth = depth
+        self._computing: deque[Step] = deque()
 
     @property
     def busy(self) -> bool:
-        return self._core.busy
+        return self._core.busy if self._depth == 1 else bool(self._core.has_step or self._computing)
 
     def add(self, arrival: Arrival) -> None:
         sequence = SimSequence(
@@ -40,8 +44,15 @@ class SimulatedEngine:
         return self._core.pool.reset()
 
     def step(self) -> None:
+        if self._core.has_step:
+            self._computing.append(self._core.schedule())
+            if len(self._computing) < self._depth:
+                return
+        self._complete(self._computing.popleft())
+
+    def _complete(self, step: Step) -> None:
         core, record = self._core, self.record
-        step = core.step()
+        core.complete(step)
         for token in step.tokens:
             record.cached.setdefault(token.key, token.cached_tokens)
         record.queries += step.queries
@@ -52,7 +63,7 @@ class SimulatedEngine:
                 admitted=tuple(step.admitted),
                 preempted=tuple(step.preempted),
                 tokens=tuple((token.key, token.token_id, token.ending) for token in step.tokens),
-                events=tuple(step.changes),
+                events=tuple(one_by_one(step.changes)),
                 running=len(core.running),
                 waiting=len(core.waiting),
                 free_blocks=core.pool.free,

@@ -121,7 +121,9 @@ class VllmEngine:
         requests = {key: scheduler.requests[key] for key, _ in scheduled}
         saying = frozenset(key for key, request in requests.items() if not request.is_prefill_chunk)
         admitted = tuple(key for key, _ in scheduled if key not in running)
-        return _Batch(output, scheduled, requests, saying, admitted)
+        preempted = tuple(self._preempted)
+        self._preempted.clear()
+        return _Batch(output, scheduled, requests, saying, admitted, preempted)
 
     def _process(self, batch: "_Batch") -> None:
         """The model has computed the batch, and the scheduler hears of it."""
@@ -132,7 +134,7 @@ class VllmEngine:
             Observed(
                 scheduled=batch.scheduled,
                 admitted=batch.admitted,
-                preempted=tuple(self._preempted),
+                preempted=batch.preempted,
                 tokens=tuple(
                     (key, tokens[0], _ending(batch.requests[key])) for key, tokens in sampled.items() if tokens
                 ),
@@ -142,7 +144,6 @@ class VllmEngine:
                 free_blocks=scheduler.kv_cache_manager.block_pool.get_num_free_blocks(),
             )
         )
-        self._preempted.clear()
 
     def _sample(self, batch: "_Batch", key: str) -> list[int]:
         """What the model would say: nothing as long as the prompt is not computed to its end."""
@@ -172,8 +173,7 @@ class VllmEngine:
 class VllmEngineAhead(VllmEngine):
     """vLLM as it runs by default: it schedules a step while the one before it is computed ("async scheduling").
 
-    A request that ends is seen a step later. Its steps are not those of an engine that does not run ahead, so only
-    the sequences of what happens can be compared.
+    As the engine core's loop does, a call schedules a step, and completes the oldest one if two are in flight then.
     """
 
     def __init__(self, shape: Shape) -> None:
@@ -201,6 +201,7 @@ class _Batch:
     requests: Mapping[str, Request]
     saying: frozenset[str]
     admitted: tuple[str, ...]
+    preempted: tuple[str, ...]
 
 
 def _note_preemptions(scheduler: Scheduler) -> list[str]:

@@ -52,7 +52,7 @@ def load_profile(name_or_path: str) -> Profile:
         )
     try:
         return _profile(path.stem, tomllib.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise StartupError(f"The profile {str(path)!r} cannot be read: {error}.") from None
 
 

@@ -35,6 +35,17 @@ def test_it_does_exactly_what_vllm_does(reference: Callable[[Shape], Driven]) ->
     assert covered.resets > 0
 
 
+def test_it_does_exactly_what_vllm_does_ahead() -> None:
+    """The same where a step is scheduled while the one before it is computed, as vLLM does on a GPU."""
+    from bench.fidelity.vllm_scheduler import VllmEngineAhead  # noqa: PLC0415
+
+    figures = compare((workload(seed) for seed in range(24)), VllmEngineAhead, depth=2)
+    assert figures.explained == {}
+    assert figures.kinds == dict.fromkeys(KINDS, (8, 8))
+    assert figures.covered.preemptions > 50
+    assert figures.covered.aborted > 30
+
+
 def _frees_heads_first(monkeypatch: pytest.MonkeyPatch) -> None:
     release = BlockPool.release
     monkeypatch.setattr(BlockPool, "release", lambda pool, blocks: release(pool, blocks[::-1]))

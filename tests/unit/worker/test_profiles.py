@@ -59,7 +59,7 @@ def test_a_file_is_a_profile_too(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(StartupError, match="no profile 'h9000': known are .*h100-8b"):
+    with pytest.raises(StartupError, match=r"no profile 'h9000': known are .*h100-8b"):
         load_profile("h9000")
 
 

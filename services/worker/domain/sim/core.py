@@ -42,7 +42,8 @@ class Step:
         context_tokens: The tokens that these hold together.
         queries: The tokens that were looked up in the prefix cache; sequences count once, however often preempted.
         hits: Those of them that were found.
-        tokens: What was said.
+        said: How many tokens were said.
+        tokens: Those of them that matter: all of sequences with content, the first and some more of the others.
         changes: What happened to the blocks since the step before it was done.
     """
 
@@ -56,6 +57,7 @@ class Step:
     context_tokens: int = 0
     queries: int = 0
     hits: int = 0
+    said: int = 0
     tokens: list[Token] = field(default_factory=list)
     changes: list[KvChange] = field(default_factory=list)
 
@@ -100,7 +102,7 @@ class SimCore:
     def add(self, sequence: SimSequence) -> None:
         """Puts a sequence into the queue. Its prompt must fit into the context."""
         self._arrivals += 1
-        sequence.begin(self._arrivals)
+        sequence.begin(self._arrivals, context_tokens=self.shape.context_tokens)
         sequence.extend_hashes(sequence.known // self.shape.block_size, self.shape.block_size)
         self._sequences[sequence.key] = sequence
         self.waiting.push(sequence)
@@ -167,7 +169,11 @@ class SimCore:
         for sequence, _ in step.scheduled:
             sequence.in_flight -= 1
         for sequence in step.saying:
-            if sequence.phase is not Phase.GONE:
+            if sequence.stream is None and sequence.prompt_tokens < sequence.known < sequence.quiet:
+                sequence.known += 1
+                sequence.pending -= 1
+                step.said += 1
+            elif sequence.phase is not Phase.GONE:
                 self._hear(sequence, step)
         step.changes = self.pool.drain_changes()
 
@@ -175,6 +181,11 @@ class SimCore:
         position = 0
         while position < len(self.running) and budget > 0:
             sequence = self.running[position]
+            if sequence.computed < sequence.quiet:
+                step.scheduled.append((sequence, 1))
+                budget -= 1
+                position += 1
+                continue
             count = self._next_tokens(sequence, budget)
             if not count:
                 position += 1
@@ -212,7 +223,7 @@ class SimCore:
     def _preempt(self, victim: SimSequence, step: Step) -> None:
         self.running.remove(victim)
         self._release(victim)
-        victim.computed = victim.pending = 0
+        victim.computed = victim.pending = victim.quiet = 0
         victim.preemptions += 1
         victim.phase = Phase.WAITING
         self.waiting.push(victim)
@@ -291,6 +302,9 @@ class SimCore:
             sequence.blocks += self.pool.take(missing)
         self._register(sequence, min(sequence.computed + count, sequence.known))
         step.scheduled.append((sequence, count))
+        if sequence.computed + count >= sequence.known + sequence.pending:
+            size = self.shape.block_size
+            sequence.quiet = min(len(sequence.blocks) * size, (sequence.registered + 1) * size - 1, sequence.last - 1)
 
     def _register(self, sequence: SimSequence, tokens: int) -> None:
         """Its blocks that these first tokens fill can be found. Their tokens must be known."""
@@ -316,14 +330,18 @@ class SimCore:
             step.saying.append(sequence)
 
     def _hear(self, sequence: SimSequence, step: Step) -> None:
-        token_id, ending = sequence.say(self.shape.context_tokens)
+        token_id, ending = sequence.say()
         if sequence.phase is Phase.RUNNING:
             sequence.pending -= 1
             self._register(sequence, sequence.computed - sequence.pending)
+        else:
+            # It was preempted meanwhile; what it says may fill a block that is cached from somewhere else.
+            sequence.extend_hashes(sequence.known // self.shape.block_size, self.shape.block_size)
         if ending:
             if sequence.phase is Phase.RUNNING:
                 self._release(sequence)
             self._end(sequence)
+        step.said += 1
         step.tokens.append(Token(sequence.key, token_id, ending, sequence.cached_tokens or 0))
 
     def _end(self, sequence: SimSequence) -> None:
@@ -331,7 +349,7 @@ class SimCore:
             self.running.remove(sequence)
         else:
             self.waiting.remove(sequence)
-        sequence.phase = Phase.GONE
+        sequence.phase, sequence.quiet = Phase.GONE, 0
         del self._sequences[sequence.key]
         self._to_tell = True
 

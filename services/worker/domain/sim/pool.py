@@ -15,11 +15,12 @@ class BlockPool:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._refs = [0] * size
-        self._hashes: list[int | None] = [None] * size
+        self._refs: dict[int, int] = {}
+        self._hash_of: dict[int, int] = {}
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(size))
-        # The same content may be in several blocks: requests that computed it at the same time.
-        self._by_hash: dict[int, OrderedDict[int, None]] = {}
+        self._by_hash: dict[int, int] = {}
+        # Further blocks of the same content: requests that computed it at the same time.
+        self._copies: dict[int, OrderedDict[int, None]] = {}
         self._changes: list[KvChange] = []
         self.releases = 0
 
@@ -35,12 +36,12 @@ class BlockPool:
 
     def cached_prefix(self, hashes: Sequence[int]) -> list[int]:
         """The blocks of the longest prefix of these hashes that is cached."""
-        found = []
+        found, by_hash = [], self._by_hash
         for block_hash in hashes:
-            blocks = self._by_hash.get(block_hash)
-            if not blocks:
+            block = by_hash.get(block_hash)
+            if block is None:
                 break
-            found.append(next(iter(blocks)))
+            found.append(block)
         return found
 
     def count_free(self, blocks: Iterable[int]) -> int:
@@ -49,51 +50,62 @@ class BlockPool:
 
     def touch(self, blocks: Iterable[int]) -> None:
         """One more user of each of these blocks."""
+        refs, free = self._refs, self._free
         for block in blocks:
-            if self._refs[block] == 0:
-                del self._free[block]
-            self._refs[block] += 1
+            users = refs.get(block, 0)
+            if not users:
+                del free[block]
+            refs[block] = users + 1
 
     def take(self, count: int) -> list[int]:
         """The least recently used free blocks, for new content. There must be enough."""
-        taken = []
-        for _ in range(count):
-            block, _ = self._free.popitem(last=False)
-            self._evict(block)
-            self._refs[block] = 1
-            taken.append(block)
+        pop, hash_of = self._free.popitem, self._hash_of
+        taken = [pop(False)[0] for _ in range(count)]
+        self._refs.update(dict.fromkeys(taken, 1))
+        evicted = [block for block in taken if block in hash_of]
+        if evicted:
+            self._changes.append(Removed(tuple([self._forget(block) for block in evicted])))
         return taken
 
     def register(self, blocks: Sequence[int], hashes: Sequence[int]) -> None:
         """These blocks in a row are full, and these are the hashes of their content."""
-        for block, block_hash in zip(blocks, hashes, strict=True):
-            self._hashes[block] = block_hash
-            self._by_hash.setdefault(block_hash, OrderedDict())[block] = None
+        self._hash_of.update(zip(blocks, hashes, strict=True))
+        by_hash = self._by_hash
+        if by_hash.keys().isdisjoint(hashes):
+            by_hash.update(zip(hashes, blocks, strict=True))
+        else:
+            for block, block_hash in zip(blocks, hashes, strict=True):
+                if by_hash.setdefault(block_hash, block) != block:
+                    self._copies.setdefault(block_hash, OrderedDict())[block] = None
         self._changes.append(Stored(tuple(hashes)))
 
-    def release(self, blocks: Sequence[int]) -> None:
+    def release(self, blocks: Iterable[int]) -> None:
         """One user less of each; the first of them that become free are evicted first.
 
         Callers give a sequence's blocks in reverse, so that the tail of a prompt goes before its head.
         """
         self.releases += 1
+        refs, free, hash_of = self._refs, self._free, self._hash_of
         unhashed = []
         for block in blocks:
-            self._refs[block] -= 1
-            if self._refs[block]:
+            users = refs[block]
+            if users > 1:
+                refs[block] = users - 1
                 continue
-            self._free[block] = None
-            if self._hashes[block] is None:
+            del refs[block]
+            free[block] = None
+            if block not in hash_of:
                 unhashed.append(block)
         for block in reversed(unhashed):
-            self._free.move_to_end(block, last=False)
+            free.move_to_end(block, last=False)
 
     def reset(self) -> bool:
         """Forgets all content, unless a block is in use."""
-        if len(self._free) < self.size:
+        if self._refs:
             return False
         self._by_hash.clear()
-        self._hashes = [None] * self.size
+        self._copies.clear()
+        self._hash_of.clear()
         self._changes.append(Cleared())
         return True
 
@@ -107,24 +119,30 @@ class BlockPool:
         changes, self._changes = self._changes, []
         return changes
 
-    def _evict(self, block: int) -> None:
-        block_hash = self._hashes[block]
-        if block_hash is None:
-            return
-        blocks = self._by_hash[block_hash]
-        del blocks[block]
-        if not blocks:
+    def _forget(self, block: int) -> int:
+        """The block's content cannot be found any more; returns its hash."""
+        block_hash = self._hash_of.pop(block)
+        if block_hash not in self._copies:
             del self._by_hash[block_hash]
-        self._hashes[block] = None
-        self._changes.append(Removed((block_hash,)))
+            return block_hash
+        copies = self._copies[block_hash]
+        if self._by_hash[block_hash] == block:
+            self._by_hash[block_hash], _ = copies.popitem(last=False)
+        else:
+            del copies[block]
+        if not copies:
+            del self._copies[block_hash]
+        return block_hash
 
     def validate(self, users: Iterable[Sequence[int]]) -> None:
         """Asserts that the counts are those of the users' blocks, and that nothing leaked. For tests."""
-        refs = [0] * self.size
+        refs: dict[int, int] = {}
         for blocks in users:
             for block in blocks:
-                refs[block] += 1
+                refs[block] = refs.get(block, 0) + 1
         assert refs == self._refs, (refs, self._refs)
-        assert set(self._free) == {block for block in range(self.size) if refs[block] == 0}
-        hashed = {block for block in range(self.size) if self._hashes[block] is not None}
-        assert hashed == {block for blocks in self._by_hash.values() for block in blocks}
+        assert set(self._free) == set(range(self.size)) - refs.keys()
+        assert all(self._hash_of[block] == block_hash for block_hash, block in self._by_hash.items())
+        copies = [(block, block_hash) for block_hash, found in self._copies.items() for block in found]
+        assert all(self._hash_of[block] == block_hash for block, block_hash in copies)
+        assert len(self._hash_of) == len(self._by_hash) + len(copies)

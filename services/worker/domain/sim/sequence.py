@@ -41,6 +41,8 @@ class SimSequence:
         computed: The tokens whose KV is in its blocks, or will be once the steps in flight are done.
         pending: The tokens that the steps in flight will say.
         in_flight: The steps that were scheduled with it and are not done.
+        quiet: While fewer tokens are computed, the next step computes one more in the blocks that are there.
+        last: The length at which it ends at the latest.
     """
 
     key: str
@@ -57,6 +59,8 @@ class SimSequence:
     computed: int = 0
     pending: int = 0
     in_flight: int = 0
+    quiet: int = 0
+    last: int = 0
     phase: Phase = Phase.WAITING
     blocks: list[int] = field(default_factory=list)
     hashes: list[int] = field(default_factory=list)
@@ -93,12 +97,13 @@ class SimSequence:
         """The length of the answer so far."""
         return self.known - self.prompt_tokens
 
-    def begin(self, arrival: int) -> None:
+    def begin(self, arrival: int, *, context_tokens: int) -> None:
         """It is the engine's now."""
         self.arrival = arrival
         if self.stream is not None:
             self.prompt_tokens = len(self.tokens)
         self.known = self.prompt_tokens
+        self.last = min(self.prompt_tokens + self.max_tokens, context_tokens)
 
     def extend_hashes(self, blocks: int, block_size: int) -> None:
         """Make sure that the first `blocks` blocks, all of whose tokens are known, have their hashes."""
@@ -110,7 +115,7 @@ class SimSequence:
                 start = len(hashes) * block_size
                 hashes.append(next_hash(hashes[-1] if hashes else self.root, self.tokens[start : start + block_size]))
 
-    def say(self, context_tokens: int) -> tuple[int, str | None]:
+    def say(self) -> tuple[int, str | None]:
         """The next token, and how it ends the answer if it does."""
         token_id = 0
         if self.stream is not None:
@@ -119,6 +124,6 @@ class SimSequence:
         self.known += 1
         if token_id in self.ends and self.said > self.min_tokens:
             return token_id, "stop"
-        if self.said >= self.max_tokens or self.known >= context_tokens:
+        if self.known >= self.last:
             return token_id, "length"
         return token_id, None

@@ -4,6 +4,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from services.worker.domain.mirror import KvChange
 from services.worker.domain.rates import Rates
@@ -12,8 +13,7 @@ from services.worker.domain.sim.sequence import Phase, Shape, SimSequence
 from services.worker.domain.sim.timing import step_s
 
 
-@dataclass(frozen=True, slots=True)
-class Admitted:
+class Admitted(NamedTuple):
     """A sequence whose prefill was scheduled at this time, for the first time."""
 
     key: str
@@ -21,8 +21,7 @@ class Admitted:
     cached_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(NamedTuple):
     """A sequence that said its last token; `ending` is "stop" or "length"."""
 
     key: str
@@ -30,8 +29,7 @@ class Ended:
     ending: str
 
 
-@dataclass(frozen=True, slots=True)
-class StepDone:
+class StepDone(NamedTuple):
     """One step that has ended, or many in a row in which each running sequence said a token and nothing else happened.
 
     Attributes:
@@ -163,6 +161,8 @@ class VirtualEngine:
             flights.append(_Flight(step, self._admitted(step, now), begins + step_s(self._rates, step)))
 
     def _admitted(self, step: Step, now: float) -> tuple[Admitted, ...]:
+        if not step.admitted:
+            return ()
         found = [self._core.find(key) for key in step.admitted]
         return tuple(Admitted(one.key, now, one.cached_tokens or 0) for one in found if one and not one.preemptions)
 
@@ -220,19 +220,17 @@ class VirtualEngine:
 
 def _told(flight: _Flight) -> StepDone:
     step = flight.step
-    said = {token.key: token for token in step.tokens}
-    speakers = [one for one in step.saying if one.key in said]
+    said = {token.key: token.ending for token in step.tokens}
+    speakers = [one for one in step.saying if one.key in said] if said else []
     return StepDone(
         steps=1,
         ended_at=flight.ends,
         admitted=flight.admitted,
-        first_tokens=tuple(one.key for one in speakers if one.said == 1),
-        ended=tuple(
-            Ended(one.key, one.said, ending) for one in speakers if (ending := said[one.key].ending) is not None
-        ),
+        first_tokens=tuple([one.key for one in speakers if one.said == 1]),
+        ended=tuple([Ended(one.key, one.said, ending) for one in speakers if (ending := said[one.key]) is not None]),
         preempted=tuple(step.preempted),
         changes=tuple(step.changes),
         prefill_tokens=step.prefill_tokens,
         decodes=step.decodes,
-        output_tokens=len(step.tokens),
+        output_tokens=step.said,
     )
