@@ -37,7 +37,7 @@ class _Charge(NamedTuple):
 
 
 class FairShare:
-    """Charged tokens by contest and tenant. Bounded: who arrived longest ago is forgotten, and stands at the level."""
+    """Charged tokens by contest and tenant. Bounded: who was served longest ago stands at the level again."""
 
     def __init__(self, limits: Limits) -> None:
         self._weights: Mapping[str, float] = limits.tenant_weights
@@ -62,10 +62,12 @@ class FairShare:
 
     def arrive(self, contest: ContestKey, tenant_id: str) -> None:
         """A tenant that had nothing waiting asks for service."""
-        account = (contest, tenant_id)
-        self._charged[account] = max(self.level(contest), self.standing(contest, tenant_id))
+        self._enter((contest, tenant_id), max(self.level(contest), self.standing(contest, tenant_id)))
+
+    def _enter(self, account: tuple[ContestKey, str], charged: float) -> None:
+        self._charged[account] = charged
         self._charged.move_to_end(account)
-        while len(self._charged) > self._max_accounts:
+        if len(self._charged) > self._max_accounts:
             self._charged.popitem(last=False)
 
     def charge(self, lease: Lease, contest: ContestKey) -> None:
@@ -76,7 +78,7 @@ class FairShare:
         self._levels.move_to_end(contest)
         if len(self._levels) > self._max_accounts:
             self._levels.popitem(last=False)
-        self._charged[(contest, tenant_id)] = standing + tokens
+        self._enter((contest, tenant_id), standing + tokens)
         self._charges[lease.grant.lease_id] = _Charge((contest, tenant_id), tokens)
 
     def settle(self, lease: Lease, *, used: bool = True) -> None:
@@ -90,7 +92,7 @@ class FairShare:
 
     def validate(self, live: set[str]) -> None:
         """Check the invariants: bounded, and every open charge is that of a live lease."""
-        assert len(self._charged) <= self._max_accounts + len(self._charges)
+        assert len(self._charged) <= self._max_accounts
         assert len(self._levels) <= self._max_accounts
         assert set(self._charges) <= live
         for contest, tenant_id in self._charged:
