@@ -106,7 +106,7 @@ async def worker(folder: Path, port: int, **settings: object) -> AsyncIterator[P
     """A worker that is starting; what it logs is in the folder."""
     scheduler, log = FakeScheduler(), folder / f"worker-{port}.log"
     async with scheduler_server(scheduler) as target:
-        env = environment(folder, listen=f"127.0.0.1:{port}", scheduler=target, **settings)
+        env = environment(folder, **{"listen": f"127.0.0.1:{port}", "scheduler": target, **settings})
         with log.open("wb") as errors:
             process = await launch(env, errors=errors)
         try:
