@@ -10,7 +10,7 @@ ARGS ?=
 export ENGINE TOOLS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format up down status proto requirements bench-decision bench-sim bench-sim-fidelity clean distclean
+.PHONY: help setup demo test lint format up down status proto requirements bench-decision bench-worker bench-sim bench-sim-fidelity clean distclean
 
 help: ## Show this menu
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2} /^#   / {print "  " substr($$0, 4)}' Makefile
@@ -57,6 +57,9 @@ bench-sim: ## Time the simulated engine on a trace: make bench-sim TRACE=convers
 
 bench-sim-fidelity: ## Hold the simulated engine against vLLM's own scheduler on 300 workloads
 	@.venv/bin/python -m bench.sim_fidelity --seeds 300 $(ARGS)
+
+bench-worker: ## Compare the worker with calling vLLM directly
+	@.venv/bin/python -m bench.worker $(ARGS)
 
 clean: ## Remove caches and the local run's data
 	@deploy/dev/clean.sh

@@ -6,15 +6,14 @@ Prints one JSON line last. Every part runs in a process of its own, one after th
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from bench.machine import machine
 from bench.placing.data import Shape, make
 
 _HERE = Path(__file__).parent
@@ -43,7 +42,7 @@ def main() -> int:
     asked = {name: each for name, each in vars(options).items() if name not in {"dynamo_python", "json"}}
     if not options.json:
         _print(found)
-    print(json.dumps({**figures, "absent": reasons, "shape": {**asked, "resident": resident}, "machine": _machine()}))
+    print(json.dumps({**figures, "absent": reasons, "shape": {**asked, "resident": resident}, "machine": machine()}))
     return 0
 
 
@@ -83,16 +82,6 @@ def _run(command: Sequence[str], data: Path) -> dict[str, Any] | str:
         return f"it failed: {' '.join(done.stderr.strip().splitlines()[-1:])}"
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return found
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "cores": len(os.sched_getaffinity(0)),
-        "load_average": [round(load, 1) for load in os.getloadavg()],
-        "python": platform.python_version(),
-        "arch": platform.machine(),
-        "at": datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
-    }
 
 
 def _print(found: dict[str, dict[str, Any] | str]) -> None:

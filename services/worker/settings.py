@@ -103,6 +103,12 @@ class WorkerSettings(ServiceSettings, EventSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """vLLM: the numbers to compute with. `auto`: the model's own, and float32 on a CPU without bfloat16."""
 
+    load_format: Literal["auto", "dummy"] = "auto"
+    """vLLM: where weights come from. `dummy`: random ones, which take as long as real ones; for measurements."""
+
+    tensor_parallel: int = Field(default=1, ge=1, le=64)
+    """vLLM: how many GPUs of this machine share the model."""
+
     enforce_eager: bool = True
     """vLLM: do not compile the model. Starts faster, runs a little slower."""
 

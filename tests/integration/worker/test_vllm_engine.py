@@ -120,6 +120,7 @@ def test_the_adapter_finds_what_it_relies_on(smollm2: object) -> None:
         "max_num_batched_tokens", "gpu_memory_utilization", "enforce_eager", "enable_prefix_caching",
         "scheduling_policy", "distributed_executor_backend", "disable_log_stats", "kv_events_config",
         "num_gpu_blocks_override", "worker_extension_cls", "enable_logging_iteration_details",
+        "load_format", "tensor_parallel_size",
     }  # fmt: skip
     assert arguments <= fields(AsyncEngineArgs)
     assert {"prompt_token_ids", "cache_salt"} <= set(TokensPrompt.__annotations__) | set(

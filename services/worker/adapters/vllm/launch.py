@@ -70,6 +70,8 @@ def engine_arguments(settings: WorkerSettings, *, scratch: Path) -> Any:
     arguments = AsyncEngineArgs(
         model=str(model_folder(settings.model_path)),
         served_model_name=settings.model,
+        load_format=settings.load_format,
+        tensor_parallel_size=settings.tensor_parallel,
         dtype=_dtype(settings, on_cpu=on_cpu),
         max_model_len=settings.context_tokens,
         block_size=settings.block_size,
