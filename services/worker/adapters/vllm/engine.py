@@ -21,12 +21,13 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from services.kit.errors import DownstackError, Reason, StartupError
 from services.worker.adapters.vllm.calibration import calibrate
 from services.worker.adapters.vllm.events import BlockTranslator
+from services.worker.adapters.vllm.gauges import Gauges
 from services.worker.adapters.vllm.lora import Loras
 from services.worker.adapters.vllm.params import engine_outputs, vllm_params
 from services.worker.adapters.vllm.pooling import embed
 from services.worker.adapters.vllm.processes import kill
 from services.worker.adapters.vllm.pulse import Pulse
-from services.worker.adapters.vllm.stats import Gauges, StatLogger
+from services.worker.adapters.vllm.stats import StatLogger
 from services.worker.adapters.vllm.subscription import Subscription
 from services.worker.adapters.vllm.visit import Visit
 from services.worker.domain.adapters import Adapter

@@ -1,6 +1,6 @@
 """One request in vLLM, as this process follows it: what it holds, and how long its prompt took."""
 
-from services.worker.adapters.vllm.stats import Gauges
+from services.worker.adapters.vllm.gauges import Gauges
 from services.worker.domain.rates import Prefill
 from services.worker.ports import EngineOutput
 
