@@ -139,11 +139,23 @@ class WorkerSettings(ServiceSettings, EventSettings):
     decode_ms_per_context_token: float = Field(default=0.0, ge=0)
     """What each token of context, summed over the batch, adds to a decode step."""
 
+    profile: str = ""
+    """Simulated engine: a packaged profile or the path of one, for its sizes, rates and price where nothing is set."""
+
     sim_startup_s: float = Field(default=0.0, ge=0)
     """Simulated engine: how long its start takes."""
 
     sim_mean_output_tokens: int = Field(default=64, ge=2)
     """Simulated engine: the mean length of an answer that nothing else bounds."""
+
+    sim_crash_after_s: float = Field(default=0.0, ge=0)
+    """Simulated engine: when it dies after each start, to try what follows. 0: never."""
+
+    sim_hang_after_s: float = Field(default=0.0, ge=0)
+    """Simulated engine: when it stops making steps after each start. 0: never."""
+
+    sim_slow_factor: float = Field(default=1.0, gt=0)
+    """Simulated engine: its steps take so many times as long as the declared rates say."""
 
     flush_ms: float = Field(default=20.0, ge=0, le=1000)
     """The least time between two frames of a stream after its first token; more tokens in that time share a frame."""
@@ -206,6 +218,8 @@ class WorkerSettings(ServiceSettings, EventSettings):
     def _check_combinations(self) -> "WorkerSettings":
         if self.engine == "remote" and not self.remote_target:
             raise ValueError("remote_target: is required by the engine `remote`")
+        if self.profile and self.engine != "sim":
+            raise ValueError("profile: is of the engine `sim` only")
         if self.vllm_contract == "open" and not self.vllm_contract_tenant:
             raise ValueError("vllm_contract_tenant: is required where `vllm_contract` is `open`")
         if self.task == "embed" and (self.engine == "remote" or self.schedulers or self.max_adapters):

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from services.worker.adapters.remote.engine import RemoteEngine, RemoteSettings
 from services.worker.adapters.remote.server import Metadata
 from services.worker.adapters.scheduler_link import SchedulerLink
 from services.worker.adapters.servicer import ACCESS, NAME, WorkerServicer
-from services.worker.adapters.sim.engine import SimEngine, SimSettings
+from services.worker.adapters.sim.engine import SimEngine, SimFaults, SimSettings
 from services.worker.adapters.vllm_contract import servicer as vllm_contract
 from services.worker.adapters.vllm_contract.model import ModelFiles
 from services.worker.app.embedding import Embedding
@@ -34,6 +35,7 @@ from services.worker.domain.adapters import Adapter
 from services.worker.domain.rates import Rates
 from services.worker.domain.sim.core import Shape
 from services.worker.ports import Engine
+from services.worker.profiles import load_profile
 from services.worker.settings import WorkerSettings
 
 _SIM_KV_BLOCKS = 2048
@@ -43,6 +45,7 @@ _FLUSH_S = 1.0
 @asynccontextmanager
 async def wire(settings: WorkerSettings) -> AsyncIterator[ServiceParts]:
     """The worker of these settings; its engine starts with `ready`."""
+    settings = _profiled(settings)
     clock = SystemClock()
     folder = model_folder(settings.model_path)
     tokenizer = Tokenizer.load(folder)
@@ -132,6 +135,20 @@ def _engines(settings: WorkerSettings, tokenizer: Tokenizer, *, clock: Clock) ->
     return lambda: vllm_engine(settings, tokenizer, rates=_rates(settings))
 
 
+def _profiled(settings: WorkerSettings) -> WorkerSettings:
+    """The settings with what their profile says wherever nothing was set."""
+    if not settings.profile:
+        return settings
+    profile = load_profile(settings.profile)
+    said = {
+        **asdict(profile.shape),
+        **asdict(profile.rates),
+        "price_per_hour_nano": profile.price_per_hour_nano,
+        "device_kind": profile.name,
+    }
+    return settings.model_copy(update={key: said[key] for key in said.keys() - settings.model_fields_set})
+
+
 def _sim_settings(settings: WorkerSettings) -> SimSettings:
     shape = Shape(
         block_size=settings.block_size,
@@ -145,6 +162,11 @@ def _sim_settings(settings: WorkerSettings) -> SimSettings:
         rates=_rates(settings),
         model=settings.model,
         startup_s=settings.sim_startup_s,
+        faults=SimFaults(
+            crash_after_s=settings.sim_crash_after_s,
+            hang_after_s=settings.sim_hang_after_s,
+            slow_factor=settings.sim_slow_factor,
+        ),
         mean_output_tokens=settings.sim_mean_output_tokens,
         embeds=settings.task == "embed",
     )

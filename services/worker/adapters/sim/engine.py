@@ -16,11 +16,27 @@ from services.worker.domain.rates import Rates
 from services.worker.domain.sampling import Sampling
 from services.worker.domain.sim.core import Shape, SimCore, SimSequence, Step
 from services.worker.domain.sim.core import Token as SimToken
+from services.worker.domain.sim.timing import step_s
 from services.worker.domain.sim.tokens import SimModel
 from services.worker.domain.stops import StopMatcher
 from services.worker.ports import Ending, EngineOutput, EngineSpec, EngineStats, TokenLogprob, Vector
 
 _VERSION = "1"
+
+
+@dataclass(frozen=True)
+class SimFaults:
+    """What goes wrong with the engine, each time that it is started.
+
+    Attributes:
+        crash_after_s: When it dies. 0: never.
+        hang_after_s: When it stops making steps. 0: never.
+        slow_factor: Steps take so many times as long as the rates say.
+    """
+
+    crash_after_s: float = 0.0
+    hang_after_s: float = 0.0
+    slow_factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -30,6 +46,7 @@ class SimSettings:
     Attributes:
         rates: How long a step takes.
         startup_s: How long the start takes.
+        faults: What goes wrong, for tests.
         mean_output_tokens: The mean length of an answer that nothing else bounds.
         embeds: Whether the model makes embeddings, and no answers.
     """
@@ -38,6 +55,7 @@ class SimSettings:
     rates: Rates
     model: str
     startup_s: float = 0.0
+    faults: SimFaults = SimFaults()
     mean_output_tokens: int = 64
     embeds: bool = False
 
@@ -69,7 +87,7 @@ class _Totals:
 
 
 class SimEngine:
-    """Runs the core in real time. `crash` makes it die, for tests of what follows."""
+    """Runs the core in real time. `crash` makes it die and `hang` stand still, for tests of what follows."""
 
     def __init__(
         self,
@@ -95,6 +113,8 @@ class SimEngine:
         self._adapters: set[str] = set()
         self._loop: asyncio.Task[None] | None = None
         self._dead = False
+        self._going = asyncio.Event()
+        self._going.set()
 
     @property
     def spec(self) -> EngineSpec:
@@ -124,6 +144,10 @@ class SimEngine:
             )
         await self._sleep(self._settings.startup_s)
         self._loop = asyncio.create_task(self._run(), name="simulated engine")
+        faults = self._settings.faults
+        for after_s, fault in ((faults.crash_after_s, self.crash), (faults.hang_after_s, self.hang)):
+            if after_s:
+                asyncio.get_running_loop().call_later(after_s, fault)
 
     async def stop(self) -> None:
         self.crash()
@@ -138,6 +162,10 @@ class SimEngine:
         for answer in self._answers.values():
             answer.outputs.put_nowait(EngineOutput(index=-1))
         self._totals.changed.set()
+
+    def hang(self) -> None:
+        """Makes no step any more, says nothing, and does not die."""
+        self._going.clear()
 
     async def generate(
         self,
@@ -233,20 +261,14 @@ class SimEngine:
                 self._work.clear()
                 await self._work.wait()
             began = self._clock.monotonic()
-            step = self._core.step()
+            step = self._core.schedule()
             for key in step.admitted:
                 if key in self._answers and self._answers[key].admitted is None:
                     self._answers[key].admitted = began
-            await self._sleep(self._duration_s(step))
+            await self._sleep(step_s(self._settings.rates, step) * self._settings.faults.slow_factor)
+            await self._going.wait()
+            self._core.complete(step)
             self._deliver(step)
-
-    def _duration_s(self, step: Step) -> float:
-        rates, ms = self._settings.rates, 0.0
-        if step.prefill_tokens:
-            ms += rates.prefill_base_ms + rates.prefill_ms_per_token * step.prefill_tokens
-        if step.decodes:
-            ms += rates.decode_base_ms + rates.decode_ms_per_request * (step.decodes - 1)
-        return ms / 1000
 
     def _deliver(self, step: Step) -> None:
         totals = self._totals
