@@ -34,11 +34,12 @@ BAD_CONSTRAINTS = [
     {"regex": "(unclosed"},
     {"regex": "[z-a]"},
     {"regex": "a\0b"},
-    {"regex": "\\p{L}{1,500}"},
 ]
 HARD_CONSTRAINTS = [
     {"regex": "(a{1,1000}){1,1000}"},
     {"regex": "((a*)*)*b"},
+    # Which compiler vLLM takes depends on the requests before; only one of them knows this class.
+    {"regex": "\\p{L}{1,500}"},
     {"regex": "(" * 1000 + ")" * 1000},
     {"json_schema": json.dumps({"type": "array", "items": {"type": "integer"}, "minItems": 5000})},
     {"json_schema": json.dumps({"$ref": "#"})},
