@@ -23,7 +23,7 @@ from services.worker.adapters.vllm.calibration import calibrate
 from services.worker.adapters.vllm.events import BlockTranslator
 from services.worker.adapters.vllm.gauges import Gauges
 from services.worker.adapters.vllm.lora import Loras
-from services.worker.adapters.vllm.params import engine_outputs, vllm_params
+from services.worker.adapters.vllm.params import RequestFailedError, engine_outputs, vllm_params
 from services.worker.adapters.vllm.pooling import embed
 from services.worker.adapters.vllm.processes import kill
 from services.worker.adapters.vllm.pulse import Pulse
@@ -156,6 +156,8 @@ class VllmEngine:
             raise DownstackError(Reason.OVERLOADED, "The engine's queue is full.", retry_after_s=1.0) from None
         except (VLLMClientError, ValueError) as error:
             raise _refused(sampling, error) from None
+        except RequestFailedError:
+            raise _failed(sampling, tokens=tokens) from None
         except EngineGenerateError as error:
             cause = error.__cause__ or error
             _log.error("vllm_request_failed", request_id=request_id, cause=type(cause).__name__, steps=steps)
@@ -241,9 +243,19 @@ class VllmEngine:
         return self._gauges.steps > steps and self._gauges.waiting == 0
 
 
+def _constrained(sampling: Sampling) -> bool:
+    return sampling.json_schema is not None or sampling.regex is not None
+
+
+def _failed(sampling: Sampling, *, tokens: int) -> DownstackError:
+    """A constraint that passes vLLM's check may still not compile; its request then fails before its first token."""
+    if _constrained(sampling) and not tokens:
+        return DownstackError(Reason.BAD_SCHEMA, "The engine cannot compile the constraint.")
+    return DownstackError(Reason.INTERNAL, "The engine failed with this request.")
+
+
 def _refused(sampling: Sampling, error: Exception) -> DownstackError:
-    constrained = sampling.json_schema is not None or sampling.regex is not None
-    reason = Reason.BAD_SCHEMA if constrained else Reason.PARAM_OUT_OF_RANGE
+    reason = Reason.BAD_SCHEMA if _constrained(sampling) else Reason.PARAM_OUT_OF_RANGE
     return DownstackError(reason, f"The engine refuses the request: {_first_line(error)}")
 
 

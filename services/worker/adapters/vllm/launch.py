@@ -13,6 +13,9 @@ from services.worker.settings import WorkerSettings
 if TYPE_CHECKING:
     from services.worker.adapters.vllm.engine import VllmEngine
 
+# A Unix socket's path has 107 bytes.
+_LONGEST_FOLDER = 90
+
 
 def vllm_engine(settings: WorkerSettings, tokenizer: Tokenizer, *, rates: Rates) -> "VllmEngine":
     """An engine that has not started.
@@ -32,7 +35,11 @@ def vllm_engine(settings: WorkerSettings, tokenizer: Tokenizer, *, rates: Rates)
     except ImportError as error:
         raise StartupError(f"The engine `vllm` is not installed here ({error.name} is missing).") from error
     model = VllmModel(settings.model, tokenizer.revision, tokenizer.vocab_size)
+    # Of this engine alone: several workers on one machine must not hear each other's events.
     scratch = Path(tempfile.mkdtemp(prefix="downstack-"))
+    if len(os.fsencode(scratch)) > _LONGEST_FOLDER:
+        scratch.rmdir()
+        raise StartupError(f"The temporary folder's path is too long for a Unix socket: {scratch.parent}")
     arguments = engine_arguments(settings, scratch=scratch)
     return VllmEngine(arguments, model, declared=rates, calibration=settings.calibration, scratch=scratch)
 
