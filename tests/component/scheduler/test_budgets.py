@@ -75,8 +75,8 @@ async def test_a_refusal_says_how_much_is_left_and_until_when(world: World) -> N
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await world.place()
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    trailers = dict(caught.value.trailing_metadata() or ())
-    found = status_pb2.Status.FromString(trailers["grpc-status-details-bin"])
+    packed = [value for key, value in caught.value.trailing_metadata() or () if key == "grpc-status-details-bin"]
+    found = status_pb2.Status.FromString(bytes(packed[0]))
     info, retry, quota = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo(), error_details_pb2.QuotaFailure()
     for detail in found.details:
         for message in (info, retry, quota):
