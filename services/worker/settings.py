@@ -62,7 +62,7 @@ class WorkerSettings(ServiceSettings, EventSettings):
     """The model's name, as callers and the router say it."""
 
     model_path: str = BUILTIN_SIM
-    """The model's folder. `builtin:sim` is the packaged tokenizer of the simulated engine."""
+    """The model's folder; `package:NAME/PATH` in a Python package, `builtin:sim` that of the simulated engine."""
 
     adapters: str = Field(default="", pattern=r"^([A-Za-z0-9._-]{1,64}=[^,=]+(,[A-Za-z0-9._-]{1,64}=[^,=]+)*)?$")
     """The LoRA adapters to start with, NAME=FOLDER[,NAME=FOLDER…]; requests name them MODEL:NAME."""

@@ -87,6 +87,14 @@ def test_what_is_no_model_folder_is_one_sentence(tmp_path: Path) -> None:
         Tokenizer.load(tmp_path)
 
 
+def test_a_model_lies_in_an_installed_package() -> None:
+    """The package is found without being imported; one that is not there is said so in a sentence."""
+    assert model_folder("package:services/kit/sim_model") == model_folder(BUILTIN_SIM)
+    for ref in ("package:no_such_package/model", "package:", "package:../x", "package:json.decoder/model"):
+        with pytest.raises(StartupError, match="There is no Python package"):
+            model_folder(ref)
+
+
 def test_ends_are_read_from_every_file(tmp_path: Path) -> None:
     """Models say in three files which tokens end an answer."""
     (tmp_path / "tokenizer.json").write_text(build().to_str())
