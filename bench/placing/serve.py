@@ -12,12 +12,14 @@ from services.kit.clock import SystemClock
 from services.kit.events.outbox import Outbox
 from services.kit.identity import AssertionAuthenticator
 from services.kit.server import ServiceParts, serving
+from services.scheduler.adapters.fake_budgets import FakeBudgets
 from services.scheduler.adapters.fake_journal import FakeJournal
 from services.scheduler.adapters.fake_ledger import FakeLedger
 from services.scheduler.adapters.meter import SilentMeter
 from services.scheduler.adapters.outbox_journal import OutboxJournal
 from services.scheduler.adapters.timeline import Timeline
 from services.scheduler.app import Scheduler, ShellLimits
+from services.scheduler.budget_keeper import BudgetKeeper, BudgetLimits
 from services.scheduler.ports import Journal
 from services.scheduler.settings import SchedulerSettings
 from services.scheduler.wiring import ACCESS, ENDLESS, bindings, make_brain
@@ -47,8 +49,17 @@ async def serve(kind: str, outbox_path: Path) -> None:
             outbox = await stack.enter_async_context(opened)
             journal = OutboxJournal(outbox, scheduler_id="sch", prices=brain.prices, timeline=Timeline(clock))
         scheduler = Scheduler(brain, clock=clock, journal=journal, meter=SilentMeter(), limits=ShellLimits())
+        ledger = FakeLedger()
+        keeper = BudgetKeeper(
+            FakeBudgets(ledger),
+            brain.budgets,
+            apply=scheduler.apply,
+            journal=journal,
+            clock=clock,
+            limits=BudgetLimits(),
+        )
         parts = ServiceParts(
-            bindings=bindings(scheduler, FakeLedger(), scheduler_id="sch", secret=SECRET, clock=clock),
+            bindings=bindings(scheduler, ledger, keeper, scheduler_id="sch", secret=SECRET, clock=clock),
             access=ACCESS,
             authenticator=AssertionAuthenticator(SECRET, clock),
             on_drain=scheduler.drain,

@@ -36,6 +36,7 @@ def replay(
     ttft_ms: Annotated[float, typer.Option(min=1, help="Objective: time to the first token.")] = 5000.0,
     tpot_ms: Annotated[float, typer.Option(min=1, help="Objective: time for each further token.")] = 100.0,
     deadline_s: Annotated[float, typer.Option(min=1, help="Each request's deadline.")] = 300.0,
+    admission: Annotated[bool, typer.Option(help="Turn away what would have to wait and miss the objective.")] = True,
     faults: Annotated[Path | None, typer.Option(help='JSON: [{"at": 60, "worker": 0, "down_s": 30}].')] = None,
     seed: Annotated[int, typer.Option(help="Of everything that is left to chance.")] = 0,
     json: Annotated[str, typer.Option(help="Write the figures into this file; `-`: print them.")] = "",
@@ -59,6 +60,7 @@ def replay(
             objectives=(ttft_ms / 1000, tpot_ms / 1000),
             deadline_s=deadline_s,
             schedulers=schedulers,
+            admission=admission,
             seed=seed,
             faults=faults,
         )
@@ -116,6 +118,7 @@ def _setting(
     objectives: tuple[float, float],
     deadline_s: float,
     schedulers: int,
+    admission: bool,
     seed: int,
     faults: Path | None,
 ) -> "Setting":
@@ -128,6 +131,7 @@ def _setting(
         profiles=fleet,
         objectives=Objectives(*objectives),
         schedulers=schedulers,
+        admission=admission,
         seed=seed,
         crashes=read_faults(faults, workers=len(fleet)) if faults is not None else (),
         timing=Timing(deadline_s=deadline_s),

@@ -21,6 +21,8 @@ from services.worker.profiles import Profile
 
 _NO_PRICE = Price(version="replay", currency="", input_nano=0, cached_nano=0, output_nano=0)
 _S_PER_HOUR_IN_NANO = 3600 * 1_000_000_000
+# The share of the objective that is promised: predictions are not exact.
+_ADMITTED = 0.9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +33,7 @@ class Setting:
         profiles: One for each worker, with blocks of the trace's size.
         priority: The class of every request.
         value: What a perfect answer is worth, in the currency of the profile's price.
+        admission: Whether schedulers know the objective, and turn away what would miss it after a wait.
     """
 
     profiles: Sequence[Profile]
@@ -42,6 +45,7 @@ class Setting:
     priority: Priority = Priority.STANDARD
     value: float = 1.0
     limits: Limits = field(default_factory=Limits)
+    admission: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +104,11 @@ def replay(
 def _brain(setting: Setting, name: str, which: int, new_lease_id: Callable[[], str]) -> Brain:
     wish = replace(DEFAULT_OBJECTIVES[setting.priority], ttft_ms=1000 * setting.objectives.ttft_s)
     objectives = {**DEFAULT_OBJECTIVES, setting.priority: wish}
+    limits = setting.limits
+    if setting.admission:
+        limits = replace(limits, admit_ttft_ms_standard=_ADMITTED * wish.ttft_ms)
     return Brain(
-        limits=setting.limits,
+        limits=limits,
         policy=policies(objectives, value=setting.value)[name](),
         prices=PriceList({}, _NO_PRICE),
         chance=random.Random(setting.seed + which),  # noqa: S311  a choice between equals

@@ -54,7 +54,7 @@ class Summary:
     """The figures of one policy.
 
     Attributes:
-        goodput: Answers a second that met the objectives, over the time in which requests arrived.
+        goodput: Answers a second that met the objectives, over `makespan_s`.
         good_share: Those answers as a share of all requests that arrived.
         tokens_per_s: Output tokens a second over the same time as `makespan_s`.
         hit_rate: The share of the admitted requests' prompt tokens that came from a cache.
@@ -98,8 +98,8 @@ def summarize(outcomes: Sequence[Outcome], *, objectives: Objectives, price_per_
     admitted = [one for one in outcomes if one.first_at is not None]
     finished = [one for one in admitted if one.finished_at is not None]
     good = [one for one in outcomes if objectives.met(one)]
-    arriving_s = max(jobs[-1].at - jobs[0].at, 1e-9)
-    makespan_s = max([one.finished_at or 0.0 for one in finished], default=0.0) - jobs[0].at
+    ended_at = max([one.finished_at or 0.0 for one in finished], default=0.0)
+    makespan_s = max(ended_at, jobs[-1].at) - jobs[0].at
     hit_tokens = sum(one.cached_tokens for one in admitted)
     hit_rate = hit_tokens / max(1, sum(one.job.prompt_tokens for one in admitted))
     ttft = _ms(one.ttft_s for one in admitted)
@@ -113,7 +113,7 @@ def summarize(outcomes: Sequence[Outcome], *, objectives: Objectives, price_per_
         refused=sum(bool(one.refused) for one in outcomes),
         failed=sum(one.failed for one in outcomes),
         refusals=_counts(one.refused for one in outcomes if one.refused),
-        goodput=len(good) / arriving_s,
+        goodput=len(good) / max(makespan_s, 1e-9),
         good_share=len(good) / len(outcomes),
         tokens_per_s=sum(one.output_tokens for one in finished) / max(makespan_s, 1e-9),
         ttft_p50_ms=_percentile(ttft, 50),

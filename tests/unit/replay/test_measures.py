@@ -41,7 +41,7 @@ OUTCOMES = [
 def test_only_answers_in_time_are_good() -> None:
     """One was late with its first token, one with the others, one was refused: a refusal is never hidden."""
     found = summarize(OUTCOMES, objectives=Objectives(ttft_s=2.0, tpot_s=0.1), price_per_s=0.5)
-    assert found.goodput == pytest.approx(1 / 4)
+    assert found.goodput == pytest.approx(1 / 5.5)
     assert found.good_share == pytest.approx(1 / 4)
     assert (found.requests, found.admitted, found.refused, found.failed) == (4, 3, 1, 0)
     assert found.refusals == {"OVERLOADED": 1}

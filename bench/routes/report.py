@@ -1,0 +1,197 @@
+"""The grid as a page: what each policy reached, where ours leads and where it loses."""
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.routes.cells import Cell
+
+_OURS = "worth"
+_SATURATED = 0.95
+Figures = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Where all policies meet: one trace, load, cache size and number of schedulers."""
+
+    trace: str
+    load: float
+    kv_blocks: int
+    schedulers: int
+    cells: Sequence[Cell]
+
+    @property
+    def name(self) -> str:
+        blocks = self.kv_blocks or "profile's"
+        return f"{self.trace.partition('.')[0]}, load {self.load:g}, {blocks} blocks, {self.schedulers} schedulers"
+
+
+class Grid:
+    """Points with the figures of each policy there."""
+
+    def __init__(self, rows: Sequence[tuple[Point, Sequence[Figures]]]) -> None:
+        self.rows = [
+            (point, {cell.policy: each for cell, each in zip(point.cells, figures, strict=True)})
+            for point, figures in rows
+        ]
+
+    def saturated(self) -> list[tuple[Point, dict[str, Figures]]]:
+        """The points where the best of the others serves less than 95 % within the objectives."""
+        return [row for row in self.rows if self._best_other(row[1], "good_share") < _SATURATED]
+
+    def summary(self) -> dict[str, Any]:
+        """How ours stands against the best of the others at each point."""
+        if not all(_OURS in figures and len(figures) > 1 for _, figures in self.rows):
+            return {}
+        ratios = {point.name: self._ratio(figures) for point, figures in self.rows}
+        full = [self._ratio(figures) for _, figures in self.saturated()]
+        tails = [
+            figures[_OURS]["ttft_p99_ms"] / self._best_other(figures, "ttft_p99_ms", least=True)
+            for _, figures in self.saturated()
+        ]
+        largest = max(point.kv_blocks for point, _ in self.rows)
+        hits = [
+            figures[_OURS]["hit_share_of_bound"]
+            for point, figures in self.rows
+            if point.kv_blocks == largest and figures[_OURS]["hit_tokens"]
+        ]
+        return {
+            "points": len(self.rows),
+            "points_at_or_above_all_others": sum(ratio >= 1 for ratio in ratios.values()),
+            "saturated_points": len(full),
+            "goodput_over_best_other_saturated_mean": statistics.fmean(full) if full else None,
+            "ttft_p99_over_best_other_saturated_mean": statistics.fmean(tails) if tails else None,
+            "hit_share_of_bound_largest_cache": hits,
+            "lost": {name: round(ratio, 3) for name, ratio in ratios.items() if ratio < 1},
+        }
+
+    def _ratio(self, figures: Mapping[str, Figures]) -> float:
+        best: float = self._best_other(figures, "goodput")
+        return float(figures[_OURS]["goodput"]) / best if best else 1.0
+
+    @staticmethod
+    def _best_other(figures: Mapping[str, Figures], name: str, *, least: bool = False) -> float:
+        others = [float(each[name]) for policy, each in figures.items() if policy != _OURS]
+        return min(others) if least else max(others)
+
+
+def write(grid: Grid, stress: Mapping[str, Any], facts: Mapping[str, Any], folder: Path, *, wall_s: float) -> None:
+    """Write routing.md, routing.json and one plot for each trace."""
+    plots = _plots(grid, folder)
+    pages = [_head(grid, facts, wall_s=wall_s), *(f"![goodput by load]({plot.name})\n" for plot in plots)]
+    if stress:
+        pages.append(_stress(stress))
+    pages += [_table(point, figures) for point, figures in grid.rows]
+    (folder / "routing.md").write_text("\n".join(pages), encoding="utf-8")
+    rows = [{"point": point.name, "policies": figures} for point, figures in grid.rows]
+    document = {"summary": grid.summary(), "stress": stress, **facts, "rows": rows}
+    (folder / "routing.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def _head(grid: Grid, facts: Mapping[str, Any], *, wall_s: float) -> str:
+    asked, machine, found, wish = facts["asked"], facts["machine"], grid.summary(), facts["objectives"]
+    how = (
+        "Made by `make bench-routing`. The scheduler's own code places, the simulated engine answers, the clock is "
+        "virtual. Every policy goes through the same queue and the same admission and sees the same arrivals; what is "
+        "refused counts as not good."
+    )
+    what = (
+        f"{asked['workers']} workers of the profile `{asked['profile']}`, {asked['requests'] or 'all'} requests of "
+        "each trace. Load is a share of what the fleet completes with least-loaded placement when all requests come at "
+        f"once. Good: first token within {wish['ttft_s']:g} s, each further one within {1000 * wish['tpot_s']:g} ms. "
+        f"{machine['at']}, Python {machine['python']}, {machine['cores']} cores, {wall_s / 60:.0f} minutes."
+    )
+    lines = ["# Placement policies, replayed", "", how, "", what, ""]
+    if found:
+        leading = found["points_at_or_above_all_others"]
+        rows = {
+            "points with goodput at or above all others": f"{leading} of {found['points']}",
+            "saturated points (best other below 95 % good)": str(found["saturated_points"]),
+            "goodput there, mean ratio": _number(found["goodput_over_best_other_saturated_mean"]),
+            "TTFT p99 there, mean ratio": _number(found["ttft_p99_over_best_other_saturated_mean"]),
+            "hits with the largest cache, share of the bound": ", ".join(
+                _number(share) for share in found["hit_share_of_bound_largest_cache"]
+            ),
+        }
+        lines += ["| ours (`worth`) against the best of the others at each point | |", "| --- | --- |"]
+        lines += [*(f"| {name} | {value} |" for name, value in rows.items()), ""]
+        if found["lost"]:
+            lines += ["Where another policy's goodput is higher (ratio ours / best other):", ""]
+            lines += [f"- {name}: {ratio:.3f}" for name, ratio in found["lost"].items()]
+            lines.append("")
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3f}"
+
+
+def _stress(stress: Mapping[str, Any]) -> str:
+    lines = ["## Too much traffic, and a greedy tenant (`worth`)", ""]
+    lines += ["| load | goodput/s | share of the best | refused | TTFT p99 ms |", "| --- | --- | --- | --- | --- |"]
+    lines += [
+        f"| {each['factor']:g} x | {each['goodput']:.2f} | {each['share_of_capacity']:.3f} | "
+        f"{each['refused']} of {each['requests']} | {each['ttft_p99_ms']:.0f} |"
+        for each in stress["overload"]
+    ]
+    one, equal = stress["greedy"], stress["backlogged"]
+    said = (
+        f"{one['tenants']} tenants, of which one sends {one['excess']:g} times the share of another: the others' TTFT "
+        f"p99 is {one['ttft_p99_beside_ms']:.0f} ms beside it and {one['ttft_p99_alone_ms']:.0f} ms without it "
+        f"({one['ratio']:.2f} times); {one['refused_beside']} and {one['refused_alone']} of their "
+        f"{one['requests_of_others']} requests are refused. Jain's index of the tokens of {equal['tenants']} equal "
+        f"tenants that always wait: {equal['jain']:.4f}."
+    )
+    lines += ["", said, ""]
+    return "\n".join(lines)
+
+
+def _table(point: Point, figures: Mapping[str, Figures]) -> str:
+    lines = [
+        f"## {point.name[0].upper()}{point.name[1:]}",
+        "",
+        "| policy | goodput/s | good % | refused | TTFT p50 ms | p99 ms | TPOT p50 ms | hits % | of bound % |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, one in sorted(figures.items(), key=lambda pair: -pair[1]["goodput"]):
+        shown = f"**{name}**" if name == _OURS else name
+        lines.append(
+            f"| {shown} | {one['goodput']:.2f} | {100 * one['good_share']:.1f} | {one['refused']} | "
+            f"{one['ttft_p50_ms']:.0f} | {one['ttft_p99_ms']:.0f} | {one['tpot_p50_ms']:.1f} | "
+            f"{100 * one['hit_rate']:.1f} | {100 * one['hit_share_of_bound']:.1f} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def _plots(grid: Grid, folder: Path) -> list[Path]:
+    """Goodput by load: a picture for each trace, a panel for each cache size, with one scheduler."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 -- slow to load
+
+    made = []
+    for trace in dict.fromkeys(point.trace for point, _ in grid.rows):
+        sizes = list(dict.fromkeys(point.kv_blocks for point, _ in grid.rows if point.trace == trace))
+        figure = Figure(figsize=(4.2 * len(sizes), 3.6), layout="constrained")
+        panels = figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0]
+        for axes, blocks in zip(panels, sizes, strict=True):
+            _panel(axes, [row for row in grid.rows if row[0].trace == trace and row[0].kv_blocks == blocks])
+            axes.set_title(f"{blocks} KV blocks" if blocks else "KV blocks of the profile", fontsize="small")
+        panels[0].set_ylabel("answers/s within the objectives")
+        panels[-1].legend(fontsize="x-small", frameon=False)
+        path = folder / f"routing-{trace.partition('.')[0]}.png"
+        figure.savefig(path, dpi=110)
+        made.append(path)
+    return made
+
+
+def _panel(axes: Any, rows: Sequence[tuple[Point, Mapping[str, Figures]]]) -> None:
+    fewest = min(point.schedulers for point, _ in rows)
+    chosen = sorted((row for row in rows if row[0].schedulers == fewest), key=lambda row: row[0].load)
+    for name in chosen[0][1]:
+        style = {"color": "black", "linewidth": 2.2, "zorder": 3} if name == _OURS else {"linewidth": 1.0}
+        axes.plot([p.load for p, _ in chosen], [f[name]["goodput"] for _, f in chosen], marker=".", label=name, **style)
+    axes.set_xlabel("load")
+    axes.spines[["top", "right"]].set_visible(False)
