@@ -10,7 +10,7 @@ ARGS ?=
 export ENGINE TOOLS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format up down status proto requirements bench-decision bench-worker bench-sim bench-sim-fidelity clean distclean
+.PHONY: help setup demo test lint format up down status proto requirements bench-decision bench-routing bench-worker bench-sim bench-sim-fidelity clean distclean
 
 help: ## Show this menu
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2} /^#   / {print "  " substr($$0, 4)}' Makefile
@@ -48,6 +48,9 @@ proto: ## Generate the Python stubs from proto/
 
 requirements: ## Compile the locked requirements
 	@deploy/dev/requirements.sh $(ARGS)
+
+bench-routing: ## Compare placement policies on traces (TRACES=folder)
+	@.venv/bin/python -m bench.routing $(if $(TRACES),--traces "$(TRACES)") $(ARGS)
 
 bench-decision: ## Time one placement decision on 1,000 workers
 	@.venv/bin/python -m bench.decision $(ARGS)
