@@ -117,6 +117,9 @@ class SchedulerSettings(ServiceSettings, PostgresSettings, EventSettings, Accoun
     prefill_ahead_ms: float = Field(default=_L.prefill_ahead_ms, ge=0)
     """Prompts that a worker may hold before it is given more, in milliseconds of computing."""
 
+    pace_tpot_ms: float = Field(default=_L.pace_tpot_ms, gt=0)
+    """Time for each further token that running answers are kept to, by giving their worker fewer prompts."""
+
     ageing_s: float = Field(default=_L.ageing_s, gt=0)
     """Time without a placement that lifts a class that waits by one class."""
 

@@ -60,7 +60,7 @@ class Dispatcher:
         def usable(lane: Lane) -> bool:
             key = (lane.models, lane.excluded)
             if key not in rooms:
-                rooms[key] = self._placement.room_for(*key)
+                rooms[key] = self._placement.room_for(*key, now=now)
             return rooms[key] and lane.head() not in stuck
 
         def resident(entry: Waiting) -> float:
@@ -89,7 +89,7 @@ class Dispatcher:
         if self._queue.lane_of(request) is not None:
             return None
         models = {offer.model for offer in request.offers}
-        return self._place(entry, now) if self._placement.room_for(models, request.excluded_workers) else None
+        return self._place(entry, now) if self._placement.room_for(models, request.excluded_workers, now=now) else None
 
     def _resident(self, entry: Waiting, now: float) -> float:
         if now - entry.looked_at >= _LOOK_AGAIN_S:

@@ -110,13 +110,18 @@ class Slate:
             found = _joined([part.scorer.score(group, self.request, self.now) for group in self._groups])
             self.scores = self.scores + part.weight * found
 
-    def place(self, row: int) -> tuple[Group, Worker]:
-        """The offer and the worker of a row."""
+    def locate(self, row: int) -> tuple[Group, int]:
+        """The group of a row, and its row there."""
         for group in self._groups:
             if row < len(group):
-                return group, group.roster.workers[row]
+                return group, row
             row -= len(group)
         raise IndexError(row)
+
+    def place(self, row: int) -> tuple[Group, Worker]:
+        """The offer and the worker of a row."""
+        group, inside = self.locate(row)
+        return group, group.roster.workers[inside]
 
     def shortlist(self, rows: Sequence[int]) -> Shortlist:
         """Copies of some rows."""

@@ -39,6 +39,8 @@ class Limits:
     """Further requests for a worker that holds more than half of their prompts."""
     prefill_ahead_ms: float = 1000.0
     """Prompts that a worker may hold beside the next one, in milliseconds of computing."""
+    pace_tpot_ms: float = 60.0
+    """Time for each further token that running answers are kept to, by giving their worker fewer prompts."""
     ageing_s: float = 10.0
     """Time without a placement that lifts a class that waits by one class."""
     tenant_weights: Mapping[str, float] = field(default_factory=dict)

@@ -19,6 +19,7 @@ from services.scheduler.domain.index import BlockIndex
 from services.scheduler.domain.leases import LeaseBook
 from services.scheduler.domain.lengths import OutputLengths
 from services.scheduler.domain.limits import Limits
+from services.scheduler.domain.pace import Pace
 from services.scheduler.domain.prices import PriceList
 from services.scheduler.domain.request import Offer, Request
 from services.scheduler.domain.roster import without
@@ -64,6 +65,7 @@ class Placement:
         self._prices = prices
         self._limits = limits
         self._chance = chance
+        self._pace = Pace(limits)
         self._filters = (*required(policy.binding, limits), WithinBudget(view.budgets), *policy.filters)
         self._filter_names = tuple(each.name for each in self._filters)
 
@@ -81,17 +83,26 @@ class Placement:
 
     def choose(self, slate: Slate) -> int | None:
         """The row that the policy chooses among those that passed the filters. None: nobody did."""
-        return self._policy.picker.pick(slate, self._chance) if len(slate.passed) else None
+        if not len(slate.passed):
+            return None
+        row = self._policy.picker.pick(slate, self._chance)
+        if self._policy.binding is Binding.LATE:
+            group, inside = slate.locate(row)
+            prefill = prefill_ms(group.columns, prompt=group.offer.prompt_tokens, cached=group.cached_tokens)
+            self._pace.given(group.columns, inside, prefill_ms=float(prefill[inside]), now=slate.now)
+        return row
 
-    def room_for(self, models: Iterable[str], excluded: frozenset[str]) -> bool:
+    def room_for(self, models: Iterable[str], excluded: frozenset[str], *, now: float) -> bool:
         """Whether some worker of these models might take one more request: a cheap look before evaluating."""
-        return any(self._has_room(model, excluded) for model in models)
+        return any(self._has_room(model, excluded, now) for model in models)
 
-    def _has_room(self, model: str, excluded: frozenset[str]) -> bool:
+    def _has_room(self, model: str, excluded: frozenset[str], now: float) -> bool:
         roster = self._view.board.roster(model)
-        columns = roster.columns
-        late = self._policy.binding is Binding.LATE
-        free = has_room(columns, self._limits) if late else columns.ready > 0
+        if not len(roster):
+            return False
+        columns, free = roster.columns, roster.columns.ready > 0
+        if self._policy.binding is Binding.LATE:
+            free = has_room(columns, self._limits) & ((columns.requests == 0) | self._pace.allows(columns, now=now))
         if excluded:
             free &= without(roster.rows, excluded, count=len(roster))
         return bool(free.any())

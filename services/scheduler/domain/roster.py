@@ -52,6 +52,8 @@ class Figures(NamedTuple, Generic[T]):
     prefill_base_ms: T
     prefill_ms_per_token: T
     prefill_ms_per_pair: T
+    chunk_ms: T
+    """Time of a step with as much of a prompt as fits into one."""
     step_ms: T
     """Time of one decode step with one more request, without that request's own context."""
     decode_ms_per_context_token: T
@@ -97,6 +99,7 @@ def figures_of(worker: Worker, held: Occupancy, *, number: int) -> Figures[float
         prefill_base_ms=rates.prefill_base_ms,
         prefill_ms_per_token=rates.prefill_ms_per_token,
         prefill_ms_per_pair=rates.prefill_ms_per_pair,
+        chunk_ms=rates.prefill_base_ms + spec.max_num_batched_tokens * rates.prefill_ms_per_token,
         step_ms=step_ms,
         decode_ms_per_context_token=rates.decode_ms_per_context_token,
         batch=batch,
