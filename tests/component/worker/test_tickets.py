@@ -35,11 +35,11 @@ async def test_a_ticket_that_nobody_here_signed_is_refused(rig: Rig) -> None:
 
 
 async def test_a_ticket_for_something_else_is_refused(rig: Rig) -> None:
-    """Another worker, an earlier start, another model, an adapter, another prompt."""
+    """Another worker, an earlier start, another model, an unknown adapter, another prompt."""
     assert await refusal(rig, rig.request(PROMPT, worker_id="wkr-other")) == Reason.TICKET_INVALID
     assert await refusal(rig, rig.request(PROMPT, worker_epoch="epo_old")) == Reason.STALE_EPOCH
     assert await refusal(rig, rig.request(PROMPT, model="other")) == Reason.TICKET_INVALID
-    assert await refusal(rig, rig.request(PROMPT, adapter="lora")) == Reason.UNSUPPORTED_FEATURE
+    assert await refusal(rig, rig.request(PROMPT, adapter="lora")) == Reason.ADAPTER_NOT_FOUND
     assert await refusal(rig, rig.request(PROMPT, prompt_tokens=11)) == Reason.TICKET_INVALID
 
 
@@ -92,11 +92,3 @@ async def test_only_services_may_abort_drain_and_ask(rig: Rig, service: str) -> 
             await call
         assert error_from_rpc(caught.value).reason in {expected, Reason.ACTION_NOT_ALLOWED}
     assert not rig.worker.draining
-
-
-async def test_embeddings_are_disabled(rig: Rig) -> None:
-    """UNIMPLEMENTED with a reason of ours."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await rig.stub.Embed(worker_pb2.EmbedRequest(texts=["a"]))
-    assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
-    assert error_from_rpc(caught.value).reason == Reason.METHOD_DISABLED
