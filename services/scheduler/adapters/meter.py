@@ -1,6 +1,6 @@
 """The scheduler's Prometheus metrics."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, Metric
@@ -48,15 +48,23 @@ def _workers(brain: Brain, phase: WorkerPhase) -> int:
 class _ReplicasWanted(Collector):
     """The autoscaling signal. Its models come and go, so it is made anew for every reading."""
 
-    def __init__(self, brain: Brain, clock: Clock) -> None:
-        self._brain, self._clock = brain, clock
+    def __init__(self) -> None:
+        self._wanted: Callable[[], Mapping[str, float]] = dict
+
+    def watch(self, brain: Brain, *, clock: Clock) -> None:
+        """Show the demand on this brain."""
+        self._wanted = lambda: brain.demand.replicas_wanted(now=clock.monotonic())
 
     def collect(self) -> Iterator[Metric]:
         name = "downstack_scheduler_replicas_wanted"
         wanted = GaugeMetricFamily(name, "Replicas that the traffic wants; for autoscalers.", labels=("model",))
-        for model, replicas in self._brain.demand.replicas_wanted(now=self._clock.monotonic()).items():
+        for model, replicas in self._wanted().items():
             wanted.add_metric((model,), replicas)
         yield wanted
+
+
+REPLICAS_WANTED = _ReplicasWanted()
+REGISTRY.register(REPLICAS_WANTED)
 
 
 class PrometheusMeter:
@@ -64,7 +72,7 @@ class PrometheusMeter:
 
     def watch(self, brain: Brain, *, clock: Clock) -> None:
         """Let the gauges show this brain."""
-        REGISTRY.register(_ReplicasWanted(brain, clock))
+        REPLICAS_WANTED.watch(brain, clock=clock)
         for priority in Priority:
             QUEUED.labels(priority.name.lower()).set_function(partial(_queued, brain, priority))
         for phase in WorkerPhase:
