@@ -39,7 +39,7 @@ def request_error(error: grpc.aio.AioRpcError, sampling: Sampling) -> DownstackE
     if "code" not in said.metadata and said.reason in _PASSED:
         return said
     reason = _reason(error.code(), sampling)
-    text = (error.details() or error.code().name)[:_FIRST_CHARACTERS]
+    text = (error.details() or error.code().name).partition("\n")[0][:_FIRST_CHARACTERS]
     message = f"The remote server ended the request: {text}"
     return DownstackError(reason, message, retry_after_s=1.0 if reason in _RETRYABLE else None)
 
