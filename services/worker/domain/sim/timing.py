@@ -1,7 +1,7 @@
 """How long a step of the simulated engine takes."""
 
 from services.worker.domain.rates import Rates
-from services.worker.domain.sim.core import Step
+from services.worker.domain.sim.step import Step
 
 
 def step_s(rates: Rates, step: Step) -> float:

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from services.worker.domain.mirror import KvChange
 from services.worker.domain.rates import Rates
-from services.worker.domain.sim.core import SimCore, Step
+from services.worker.domain.sim.core import SimCore
 from services.worker.domain.sim.sequence import Phase, Shape, SimSequence
+from services.worker.domain.sim.step import Step
 from services.worker.domain.sim.timing import step_s
 
 
