@@ -4,13 +4,11 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from services.kit.errors import DownstackError, Reason
 from services.worker.app import metrics
+from services.worker.app.engine_call import on_engine
 from services.worker.app.engine_life import EngineLife
 from services.worker.domain.embedding import check_lengths, check_texts, too_many
 from services.worker.ports import Vector
-
-_WATCH_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,23 +48,10 @@ class Embedding:
                 # In a thread: a call's texts may be some megabytes.
                 prompts = await asyncio.to_thread(lambda: [self._encode(text) for text in texts])
                 check_lengths(prompts, context_tokens=self._life.engine.spec.context_tokens)
-                vectors = await self._on_engine(prompts)
+                vectors = await on_engine(self._life, lambda engine: engine.embed(prompts))
         finally:
             self._texts -= len(texts)
         tokens = sum(map(len, prompts))
         metrics.EMBEDDED.labels("texts").inc(len(texts))
         metrics.EMBEDDED.labels("tokens").inc(tokens)
         return Embedded(vectors, tokens)
-
-    async def _on_engine(self, prompts: Sequence[Sequence[int]]) -> Sequence[Vector]:
-        """Watches the engine meanwhile: one that hangs would never answer."""
-        engine = self._life.engine
-        task = asyncio.create_task(engine.embed(prompts))
-        try:
-            while not task.done():
-                await asyncio.wait([task], timeout=_WATCH_S)
-                if not task.done() and (self._life.engine is not engine or not self._life.healthy):
-                    raise DownstackError(Reason.ENGINE_DEAD, "The engine was lost.", retry_after_s=1.0)
-            return task.result()
-        finally:
-            task.cancel()

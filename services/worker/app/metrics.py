@@ -23,6 +23,7 @@ RUNNING = Gauge("downstack_worker_running_requests", "Requests in the engine's b
 WAITING = Gauge("downstack_worker_waiting_requests", "Requests in the engine's queue.")
 KV_USAGE = Gauge("downstack_worker_kv_usage", "The used share of the KV cache.")
 KV_RESIDENT = Gauge("downstack_worker_kv_blocks_resident", "Blocks in the mirror of the KV cache.")
+ADAPTERS = Gauge("downstack_worker_adapters", "Adapters that the engine holds, withdrawn ones included.")
 ENGINES_LOST = Counter("downstack_worker_engines_lost", "Engines that died or hung.", ("why",))
 RESTARTS = Counter("downstack_worker_engine_restarts", "Starts of another engine in place of a lost one.", ("outcome",))
 LINKS_UP = Gauge("downstack_worker_scheduler_links", "Schedulers that this worker is connected to.")

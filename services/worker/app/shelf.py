@@ -5,11 +5,15 @@ from collections.abc import Callable, Iterable
 
 import structlog
 
-from services.kit.errors import DownstackError, StartupError
+from services.kit.errors import DownstackError, Reason, StartupError
+from services.worker.app import metrics
+from services.worker.app.engine_call import on_engine
 from services.worker.app.engine_life import EngineLife
 from services.worker.domain.adapters import Adapter, Adapters, Held
 
 _log = structlog.get_logger()
+# An engine that has not taken them back by then is left to be watched: it may hang.
+_RESTORE_S = 60.0
 
 
 class Shelf:
@@ -44,9 +48,11 @@ class Shelf:
             if adapter in self.table.offered:
                 return
             self.table.check_room(adapter)
-            await self._life.engine.load_adapter(adapter)
+            await on_engine(self._life, lambda engine: engine.load_adapter(adapter))
             self.table.offer(adapter)
+        _log.info("adapter_loaded", adapter=adapter.id)
         self._changed()
+        self._count()
         self._clear_soon()
 
     def unload(self, name: str) -> Held:
@@ -69,16 +75,25 @@ class Shelf:
 
     async def restore(self) -> None:
         """Another engine serves: it gets what is offered, or that is offered no longer."""
-        async with self._lock:
-            for held in list(self.table):
-                try:
+        try:
+            async with asyncio.timeout(_RESTORE_S), self._lock:
+                for held in list(self.table):
                     if held.withdrawn:
                         self.table.gone(held.adapter)
                     else:
-                        await self._life.engine.load_adapter(held.adapter)
-                except DownstackError as error:
-                    _log.error("adapter_lost", adapter=held.adapter.id, why=error.message)
-                    self.table.gone(held.adapter)
+                        await self._load_again(held.adapter)
+        except TimeoutError:
+            _log.error("adapters_not_restored", waited_s=_RESTORE_S)
+        self._count()
+
+    async def _load_again(self, adapter: Adapter) -> None:
+        try:
+            await on_engine(self._life, lambda engine: engine.load_adapter(adapter))
+        except DownstackError as error:
+            _log.error("adapter_lost", adapter=adapter.id, why=error.message)
+            # An engine that is lost at once leaves it to the next one.
+            if error.reason is not Reason.ENGINE_DEAD:
+                self.table.gone(adapter)
 
     def _clear_soon(self) -> None:
         if self.table.unused():
@@ -89,9 +104,16 @@ class Shelf:
     async def _clear(self) -> None:
         async with self._lock:
             for adapter in self.table.unused():
-                try:
-                    await self._life.engine.unload_adapter(adapter)
-                except DownstackError:
-                    return  # the engine is lost, and the next one does not get it
-                self.table.gone(adapter)
-                _log.info("adapter_unloaded", adapter=adapter.id)
+                await self._drop(adapter)
+        self._count()
+
+    async def _drop(self, adapter: Adapter) -> None:
+        try:
+            await on_engine(self._life, lambda engine: engine.unload_adapter(adapter))
+        except DownstackError:
+            return  # the engine is lost, and the next one does not get it
+        self.table.gone(adapter)
+        _log.info("adapter_unloaded", adapter=adapter.id)
+
+    def _count(self) -> None:
+        metrics.ADAPTERS.set(len(list(self.table)))

@@ -87,6 +87,8 @@ class Adapters:
     def give_back(self, adapter_id: str) -> None:
         """One lease less does."""
         self._running[adapter_id] -= 1
+        if not self._running[adapter_id]:
+            del self._running[adapter_id]
 
     def unused(self) -> list[Adapter]:
         """What can go: withdrawn, and without a lease."""
@@ -95,7 +97,6 @@ class Adapters:
     def gone(self, adapter: Adapter) -> None:
         """The engine no longer holds it."""
         self._held.pop(adapter.id, None)
-        self._running.pop(adapter.id, None)
         if self._offered.get(adapter.name) == adapter:
             del self._offered[adapter.name]
 

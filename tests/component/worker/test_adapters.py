@@ -1,5 +1,6 @@
 """Adapters over gRPC: who may load them, what leases get, and what becomes of them under load and after a death."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from services.kit.status import error_from_rpc
 from services.worker.adapters.adapter_files import AdapterFolder
 from services.worker.adapters.sim.engine import SimEngine
 from services.worker.app.engine_life import LifeLimits
+from services.worker.domain.adapters import Adapter
 from tests.support.lora import make_adapter
 from tests.support.worker_rig import LIMITS, Rig, worker_rig
 
@@ -187,3 +189,23 @@ async def test_a_worker_without_room_loads_none(sim: SimEngine, tokenizer: Token
         assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
         assert reason_of(caught) == Reason.METHOD_DISABLED
     await sim.stop()
+
+
+async def test_a_load_ends_with_a_lost_engine(rig: Rig, sim: SimEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It holds up neither the next engine nor the next load."""
+    asked = asyncio.Event()
+
+    async def never(_adapter: Adapter) -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(sim, "load_adapter", never)
+    loading = asyncio.create_task(load(rig, "legal", "one"))
+    await asked.wait()
+    epoch = rig.worker.epoch
+    sim.crash()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await loading
+    assert reason_of(caught) == Reason.ENGINE_DEAD
+    await rig.scheduler.until(lambda seen: seen.hellos[-1].epoch != epoch)
+    assert (await load(rig, "legal", "one")).startswith("legal@")

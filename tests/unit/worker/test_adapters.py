@@ -144,3 +144,15 @@ def test_what_is_not_offered_cannot_be_withdrawn() -> None:
         with pytest.raises(DownstackError) as caught:
             table.withdraw("a")
         assert caught.value.reason == Reason.ADAPTER_NOT_FOUND
+
+
+def test_a_lease_may_outlive_its_adapter() -> None:
+    """The engine was lost, and with it what was held; the lease that ends late does not count against what comes."""
+    table = Adapters(most=1)
+    table.offer(adapter("a"))
+    table.take("a@1")
+    table.gone(adapter("a"))
+    table.offer(adapter("a"))
+    assert [held.running for held in table] == [1]
+    table.give_back("a@1")
+    assert [held.running for held in table] == [0]
