@@ -111,7 +111,7 @@ def predicted(desk: Desk, worker: Worker, one: Offer, request: Request, cached: 
     overdue = max(0.0, ttft - wish.ttft_ms) + max(0.0, total - left)
     late = wish.per_second * (ttft + wish.decode_share * (total - ttft)) + wish.per_second_late * overdue
     slope = wish.per_second + wish.per_second_late * ((ttft >= wish.ttft_ms) + (total >= left))
-    others = 1.0 + 6.0 * waiting_prompts(desk, one.model) + 0.05 * (held.requests - held.prefills)
+    others = 1.0 + 6.0 * waiting_prompts(desk, one.model)
     late += prefill * slope * others
     value = request.value
     if value is None:

@@ -1,15 +1,14 @@
 """The default: the value of the answer, less its cost, less what its lateness costs its caller and all others.
 
     worth  = value * quality - cost - late
-    delay  = prefill(w) * per_second * (always + behind * prompts that wait on a worker, on average
-                                        + decoding * requests that decode on w)
+    delay  = prefill(w) * price of waiting * (always + behind * prompts that wait on a worker, on average)
     score  = worth - delay
 
-`delay` is what the others pay: while a prompt is computed, the requests that decode there stand still, and whoever
-comes next waits. How many will come is not known, but where many wait already, many will; so what a worker need not
-compute, because it holds it, counts the more the busier the fleet is. An idle fleet goes by the time to the first token
-alone, nearly; a busy one stays where the prefix is until another worker is ahead by more than what it would have to
-compute again. Then the miss makes a second copy.
+`delay` is what the others pay: while a prompt is computed, whoever comes next waits. How many will come is not known,
+but where many wait already, many will; so what a worker need not compute, because it holds it, counts the more the
+busier the fleet is. An idle fleet goes by the time to the first token alone, nearly; a busy one stays where the prefix
+is until another worker is ahead by several times what it would have to compute again. Then the miss makes a second
+copy. What it costs the answers that run there is left to their pace (domain/pace.py).
 """
 
 from collections.abc import Mapping
@@ -31,8 +30,6 @@ class WorthWeights:
     """Requests that a prompt delays on an idle fleet."""
     behind: float = 6.0
     """Requests that it delays, for each prompt that waits on an average worker."""
-    decoding: float = 0.05
-    """Weight of a request that decodes, against one that waits for its first token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +64,7 @@ class Delay:
     def score(self, group: Group, request: Request, now: float, /) -> Floats:
         columns, weights = group.columns, self.weights
         prefill = prefill_ms(columns, prompt=group.offer.prompt_tokens, cached=group.cached_tokens)
-        waiting = weights.always + weights.behind * _mean(columns.prefills, columns.ready > 0)
-        delayed = waiting + weights.decoding * (columns.requests - columns.prefills)
+        delayed = weights.always + weights.behind * _mean(columns.prefills, columns.ready > 0)
         left_ms = 1000 * (request.deadline_at - now)
         per_ms = marginal(group.estimate, self.objectives[request.priority], left_ms=left_ms)
         return -prefill * per_ms * delayed
