@@ -14,7 +14,7 @@ from downstack.errors import from_rpc
 from downstack.inference.v1 import inference_pb2, inference_pb2_grpc
 from downstack.requests import Conversation, Options, generation_spec
 from downstack.retrieval.v1 import retrieval_pb2, retrieval_pb2_grpc
-from downstack.scheduler.v1 import ledger_pb2, ledger_pb2_grpc
+from downstack.scheduler.v1 import ledger_pb2, ledger_pb2_grpc, scheduler_pb2, scheduler_pb2_grpc
 from downstack.types.v1 import stream_pb2
 
 T = TypeVar("T")
@@ -39,6 +39,16 @@ class Connection:
             raise from_rpc(error, target=self.target) from None
         assert isinstance(response, kind)
         return response
+
+    def stream(self, method: Callable[..., Any], request: Any) -> Iterator[Any]:
+        """The messages of a stream without an end; raises ApiError."""
+        call = method(request, metadata=self._dial.metadata())
+        try:
+            yield from call
+        except grpc.RpcError as error:
+            raise from_rpc(error, target=self.target) from None
+        finally:
+            call.cancel()
 
     def close(self) -> None:
         self.channel.close()
@@ -139,6 +149,25 @@ class Ledger:
         return self._connection.call(ledger_pb2.RemoveBudgetResponse, self._stub.RemoveBudget, request).removed
 
 
+class Fleet:
+    """The workers and what waits for them. The key needs the `usage` or the `admin` scope."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._stub = scheduler_pb2_grpc.SchedulerServiceStub(connection.channel)
+
+    def now(self) -> scheduler_pb2.Fleet:
+        """The fleet as it is."""
+        request = scheduler_pb2.DescribeFleetRequest()
+        return self._connection.call(scheduler_pb2.DescribeFleetResponse, self._stub.DescribeFleet, request).fleet
+
+    def watch(self, *, interval_s: float = 1.0) -> Iterator[scheduler_pb2.Fleet]:
+        """The fleet at every change, with at least `interval_s` between two views, for ever."""
+        request = scheduler_pb2.WatchFleetRequest()
+        request.interval.FromMilliseconds(round(interval_s * 1000))
+        return (response.fleet for response in self._connection.stream(self._stub.WatchFleet, request))
+
+
 class Admin:
     """Tenants and keys. The key needs the `admin` scope."""
 
@@ -206,6 +235,11 @@ class Client:
     def ledger(self) -> Ledger:
         """The ledger, at the scheduler."""
         return Ledger(self._open(required(self._endpoints.scheduler, part="scheduler")))
+
+    @cached_property
+    def fleet(self) -> Fleet:
+        """The workers, at the scheduler."""
+        return Fleet(self._open(required(self._endpoints.scheduler, part="scheduler")))
 
     @cached_property
     def admin(self) -> Admin:

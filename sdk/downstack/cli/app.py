@@ -8,6 +8,7 @@ from downstack.cli import accounts, budgets, documents, events, inference, ledge
 from downstack.cli.chat import chat
 from downstack.cli.demo import demo
 from downstack.cli.replay import replay
+from downstack.cli.top import top
 
 app = typer.Typer(
     help="Serve language models: run Downstack on this machine, and use it.",
@@ -17,7 +18,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _COMMANDS: tuple[Callable[..., None], ...] = (
-    *(run.up, run.down, local.status, local.logs, local.doctor, demo),
+    *(run.up, run.down, local.status, top, local.logs, local.doctor, demo),
     *(chat, inference.generate, inference.models, inference.explain),
     *(documents.ingest, documents.search, ledger.usage, replay),
 )

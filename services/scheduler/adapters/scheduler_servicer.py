@@ -126,7 +126,13 @@ class SchedulerServicer(SchedulerServiceServicer):
                 changed.cancel()
 
     def _fleet(self) -> pb.Fleet:
-        return fleet_message(self._scheduler.brain, scheduler_id=self._scheduler_id)
+        identity = current_identity()
+        return fleet_message(
+            self._scheduler.brain,
+            scheduler_id=self._scheduler_id,
+            now=self._clock.monotonic(),
+            tenant_id="" if "admin" in identity.scopes else identity.tenant_id,
+        )
 
 
 def _interval_of(request: pb.WatchFleetRequest) -> float:

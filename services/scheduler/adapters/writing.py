@@ -1,6 +1,10 @@
 """From what the brain knows to protobuf messages."""
 
+from collections import Counter
+from typing import cast
+
 from downstack.scheduler.v1 import scheduler_pb2 as pb
+from downstack.types.v1.chat_pb2 import Priority
 from downstack.types.v1.decision_pb2 import Candidate as CandidateMessage
 from downstack.types.v1.decision_pb2 import Decision as DecisionMessage
 from downstack.types.v1.usage_pb2 import Cost, TokenUsage
@@ -126,9 +130,10 @@ def order_message(order: ToWorker, *, scheduler_id: str, report_interval_s: floa
             raise error
 
 
-def fleet_message(brain: Brain, *, scheduler_id: str) -> pb.Fleet:
-    """The fleet as it is now."""
+def fleet_message(brain: Brain, *, scheduler_id: str, now: float, tenant_id: str = "") -> pb.Fleet:
+    """The fleet as it is now, for everybody's eyes, or for those of a tenant."""
     workers = sorted(brain.fleet, key=lambda worker: worker.worker_id)
+    wanted = brain.demand.replicas_wanted(now=now)
     return pb.Fleet(
         scheduler_id=scheduler_id,
         workers=[_worker_message(worker, brain) for worker in workers],
@@ -138,10 +143,27 @@ def fleet_message(brain: Brain, *, scheduler_id: str) -> pb.Fleet:
                 name=model,
                 price=price_message(brain.prices.of(model)),
                 ready_workers=sum(worker.ready for worker in brain.fleet.serving(model)),
+                replicas_wanted=wanted.get(model, 0),
             )
             for model in brain.fleet.models()
         ],
+        waiting=_waiting_messages(brain, tenant_id),
+        spend=[
+            pb.SpendRate(currency=currency, nano_units_per_hour=rate)
+            for currency, rate in sorted(brain.spend.nano_per_hour(now=now).items())
+            if not tenant_id
+        ],
     )
+
+
+def _waiting_messages(brain: Brain, tenant_id: str) -> list[pb.WaitingRequests]:
+    """By class and tenant, the longest queue first."""
+    counts = Counter((entry.request.priority, entry.request.tenant_id) for entry in brain.queue.entries())
+    return [
+        pb.WaitingRequests(priority=cast("Priority.ValueType", int(priority)), tenant_id=tenant, requests=count)
+        for (priority, tenant), count in counts.most_common()
+        if tenant_id in {"", tenant}
+    ]
 
 
 def _worker_message(worker: Worker, brain: Brain) -> pb.Worker:

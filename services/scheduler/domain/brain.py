@@ -36,6 +36,7 @@ from services.scheduler.domain.placement import Outlook, Placement, View
 from services.scheduler.domain.prices import PriceList
 from services.scheduler.domain.queue import Lane, Queue, Waiting, attempt_of
 from services.scheduler.domain.request import Request
+from services.scheduler.domain.spend import Spend
 from services.scheduler.domain.stimuli import (
     BudgetsLoaded,
     BudgetStimulus,
@@ -104,7 +105,8 @@ class Brain:
             new_lease_id=new_lease_id,
         )
         self.demand = Demand(self.fleet, self.book, self.queue, limits=demand_limits or DemandLimits())
-        self._workforce = Workforce(view, self.fair, limits)
+        self.spend = Spend(now=started_at)
+        self._workforce = Workforce(view, self.fair, self.spend, limits)
         self._started_at = started_at
 
     def apply(self, stimulus: Stimulus, now: float) -> list[Instruction]:

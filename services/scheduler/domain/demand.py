@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from services.scheduler.domain.fading import FadingSum
 from services.scheduler.domain.fleet import Fleet
 from services.scheduler.domain.instructions import Instruction, Place, Refuse
 from services.scheduler.domain.leases import LeaseBook
@@ -49,39 +50,29 @@ def work_ms(worker: Worker, *, prompt_tokens: int, cached_tokens: int, output_to
 
 
 class ModelDemand:
-    """The demand for one model: a mean over a window that fades, of fixed size."""
+    """The demand for one model, of fixed size."""
 
     def __init__(self, limits: DemandLimits, *, now: float) -> None:
         self._limits = limits
-        self._since = self._at = now
-        self._work_ms = self._count = 0.0
+        self._work_ms = FadingSum(limits.window_s, now=now)
+        self._count = FadingSum(limits.window_s, now=now)
 
-    @property
-    def mean_work_ms(self) -> float:
+    def mean_work_ms(self, now: float) -> float:
         """What one request takes."""
-        return self._work_ms / self._count if self._count > _NEGLIGIBLE else _UNKNOWN_WORK_MS
+        count = self._count.left(now)
+        return self._work_ms.left(now) / count if count > _NEGLIGIBLE else _UNKNOWN_WORK_MS
 
     def came(self, work: float, *, now: float) -> None:
         """A request came that takes so many device ms."""
-        kept = self._kept(now)
-        self._work_ms = self._work_ms * kept + work
-        self._count = self._count * kept + 1
-        self._at = max(self._at, now)
+        self._work_ms.add(work, now=now)
+        self._count.add(1, now=now)
 
     def replicas(self, *, waiting: int, now: float) -> int:
         """The replicas that what came, and what waits, want."""
-        kept = self._kept(now)
-        if self._count * kept < _NEGLIGIBLE and not waiting:
+        if self._count.left(now) < _NEGLIGIBLE and not waiting:
             return 0
-        # Until a window has passed, the mean is over the time since the first arrival.
-        seen_s = self._limits.window_s * -math.expm1(-max(now - self._since, 1.0) / self._limits.window_s)
-        arriving = self._work_ms * kept / seen_s
-        backlog = waiting * self.mean_work_ms / self._limits.drain_s
-        return math.ceil((arriving + backlog) / (1000 * self._limits.utilization))
-
-    def _kept(self, now: float) -> float:
-        """What is left of the sums: what came longer ago counts less."""
-        return math.exp(-max(0.0, now - self._at) / self._limits.window_s)
+        backlog = waiting * self.mean_work_ms(now) / self._limits.drain_s
+        return math.ceil((self._work_ms.per_second(now) + backlog) / (1000 * self._limits.utilization))
 
 
 class Demand:
@@ -111,7 +102,7 @@ class Demand:
                     model = stimulus.request.offers[0].model if stimulus.request.offers else ""
                     if error.retry_after_s is not None and self._fleet.knows(model):
                         demand = self._of(model, now)
-                        demand.came(demand.mean_work_ms, now=now)
+                        demand.came(demand.mean_work_ms(now), now=now)
                 case _:
                     pass
 

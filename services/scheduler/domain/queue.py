@@ -128,6 +128,10 @@ class Queue:
         """Waiting requests by class."""
         return dict(self._by_class)
 
+    def entries(self) -> list[Waiting]:
+        """All that waits, in no order."""
+        return list(self._by_call.values())
+
     def contests(self) -> list[Contest]:
         return list(self._contests.values())
 

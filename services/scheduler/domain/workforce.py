@@ -21,6 +21,7 @@ from services.scheduler.domain.lease import Lease, LeasePhase, LeaseState
 from services.scheduler.domain.leases import Report
 from services.scheduler.domain.limits import Limits
 from services.scheduler.domain.placement import View
+from services.scheduler.domain.spend import Spend
 from services.scheduler.domain.stimuli import Leaving, WorkerHello
 from services.scheduler.domain.stimuli import Report as Said
 from services.scheduler.domain.worker import DEFAULT_RATES, Load, Worker, WorkerPhase
@@ -33,10 +34,11 @@ MAX_SEQS, MAX_TOKENS, MAX_BLOCKS = 65_536, 1 << 28, 1 << 28
 class Workforce:
     """Applies what workers say to the fleet, the index and the leases."""
 
-    def __init__(self, view: View, fair: FairShare, limits: Limits) -> None:
+    def __init__(self, view: View, fair: FairShare, spend: Spend, limits: Limits) -> None:
         self._fleet, self._index, self._book = view.fleet, view.index, view.book
         self._lengths = view.lengths
         self._fair = fair
+        self._spend = spend
         self._limits = limits
 
     def hello(self, hello: WorkerHello, now: float) -> list[Instruction]:
@@ -99,7 +101,7 @@ class Workforce:
         return False
 
     def _rejoin(self, worker: Worker, states: tuple[LeaseState, ...], now: float, found: list[Instruction]) -> None:
-        self._take_leases(worker, states, found)
+        self._take_leases(worker, states, now, found)
         named = {state.lease_id for state in states}
         for lease in self._book.of_worker(worker.worker_id):
             if lease.grant.worker_epoch != worker.epoch or lease.grant.lease_id in named:
@@ -142,12 +144,14 @@ class Workforce:
                 worker.draining = True
                 self._fleet.mark(worker.worker_id)
             case _:
-                self._take_leases(worker, report, found)
+                self._take_leases(worker, report, now, found)
         if worker.phase is not before:
             found.append(_step(worker, now))
         return found
 
-    def _take_leases(self, worker: Worker, states: tuple[LeaseState, ...], found: list[Instruction]) -> None:
+    def _take_leases(
+        self, worker: Worker, states: tuple[LeaseState, ...], now: float, found: list[Instruction]
+    ) -> None:
         assert worker.connection is not None
         acknowledged, cancelled = [], []
         for state in states:
@@ -157,7 +161,7 @@ class Workforce:
             elif verdict is Report.FENCED:
                 cancelled.append(state.lease_id)
             if verdict is Report.FINISHED and lease is not None:
-                self._learn(lease)
+                self._learn(lease, now)
         if states:
             self._fleet.touch()
         if acknowledged:
@@ -165,8 +169,9 @@ class Workforce:
         if cancelled:
             found.append(Cancel(worker.connection, tuple(cancelled)))
 
-    def _learn(self, lease: Lease) -> None:
+    def _learn(self, lease: Lease, now: float) -> None:
         self._fair.settle(lease)
+        self._spend.ended(lease, now=now)
         if lease.usage is not None and lease.usage.output_total is not None:
             self._lengths.learn(lease.grant.tenant_id, lease.grant.model, lease.usage.output_total)
 

@@ -10,7 +10,9 @@ from google.protobuf.duration_pb2 import Duration
 from services.kit.errors import Reason
 from services.kit.tickets import verify_ticket
 from tests.component.scheduler.world import (
+    OTHER_TENANT,
     SECRET,
+    TENANT,
     World,
     as_service,
     as_tenant,
@@ -161,3 +163,24 @@ async def test_many_callers_at_once(world: World) -> None:
         await until(lambda: len(world.scheduler.brain.book) == 0)
         assert len(set(leases)) == 200
         world.scheduler.brain.validate()
+
+
+async def test_a_tenant_sees_its_own_queue_and_an_operator_all() -> None:
+    """What waits is shown by class and tenant; others' queues, and what all spend, are not for tenants."""
+    async with make_world(look_ahead=0) as world, connected(world, hello(max_num_seqs=1)) as worker:
+        placed = await world.place(place_request("running"))
+        await worker.report(placed.lease_id, pb.LEASE_PHASE_FINISHED, input_total=64, input_cached=0, output_total=4)
+        await world.place(place_request("running on"))
+        waiting = [asyncio.create_task(refused(world.place(place_request(name)))) for name in ("a", "b")]
+        await until(lambda: len(world.scheduler.brain.queue) == 2)
+        request = pb.DescribeFleetRequest()
+        own = (await world.stub.DescribeFleet(request, metadata=as_tenant(TENANT, "usage"))).fleet
+        others = (await world.stub.DescribeFleet(request, metadata=as_tenant(OTHER_TENANT, "usage"))).fleet
+        whole = (await world.stub.DescribeFleet(request, metadata=as_tenant(OTHER_TENANT, "admin"))).fleet
+        assert [(one.tenant_id, one.requests) for one in own.waiting] == [(TENANT, 2)]
+        assert list(own.spend) == list(others.spend) == list(others.waiting) == []
+        assert whole.waiting == own.waiting
+        assert [rate.currency for rate in whole.spend] == ["USD"]
+        assert whole.models[0].replicas_wanted >= 1
+        await world.scheduler.drain()
+        await asyncio.gather(*waiting)

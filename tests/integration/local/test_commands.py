@@ -163,3 +163,15 @@ def test_the_client_gets_typed_errors(system: System) -> None:
         assert bad.value.violations
         with pytest.raises(ApiError):
             client.explain("req_nothing")
+
+
+def test_top_shows_the_fleet(system: System) -> None:
+    """The operator's view: each worker, the wanted replicas, and what is spent."""
+    system.run("generate", "Hello", "--max-tokens", "4")
+    (line,) = system.run("top", "--once", "--json").stdout.splitlines()
+    fleet = json.loads(line)
+    assert [worker["phase"] for worker in fleet["workers"]] == ["WORKER_PHASE_READY"] * 2
+    (model,) = fleet["models"]
+    assert model["replicas_wanted"] >= 1
+    page = system.run("top", "--once").stdout
+    assert all(worker["worker_id"] in page for worker in fleet["workers"])

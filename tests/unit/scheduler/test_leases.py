@@ -44,7 +44,7 @@ def test_a_placement_says_all_that_the_worker_needs(desk: Desk) -> None:
     assert grant.max_output_tokens == 4096 - 64, "the answer ends where the context does"
     assert grant.labels == {"team": "a"}
     assert decision.lease_id == grant.lease_id
-    assert decision.policy == "worth/1"
+    assert decision.policy.startswith("worth/")
     assert decision.reason == (
         "w1 holds none of the prompt, runs 0 requests, and should give the first token in 69 ms; it is the only worker."
     )

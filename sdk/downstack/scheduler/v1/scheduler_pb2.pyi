@@ -392,7 +392,7 @@ class Hello(google.protobuf.message.Message):
     worker_id: builtins.str
     """worker_id names the worker across restarts. Required."""
     epoch: builtins.str
-    """epoch is new at every start of the worker's process; a lease of an older epoch is void. Required."""
+    """epoch is new at every start of the worker's engine; a lease of an older epoch is void. Required."""
     endpoint: builtins.str
     """endpoint is where callers reach it, host:port. Required."""
     @property
@@ -1153,6 +1153,8 @@ class Fleet(google.protobuf.message.Message):
     WORKERS_FIELD_NUMBER: builtins.int
     QUEUED_FIELD_NUMBER: builtins.int
     MODELS_FIELD_NUMBER: builtins.int
+    WAITING_FIELD_NUMBER: builtins.int
+    SPEND_FIELD_NUMBER: builtins.int
     scheduler_id: builtins.str
     """scheduler_id is the scheduler."""
     queued: builtins.int
@@ -1165,6 +1167,14 @@ class Fleet(google.protobuf.message.Message):
     def models(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___FleetModel]:
         """models are the models that the workers serve, sorted by name."""
 
+    @property
+    def waiting(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___WaitingRequests]:
+        """waiting is what waits, by class and tenant. A caller that acts for a tenant sees its own tenant's only."""
+
+    @property
+    def spend(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___SpendRate]:
+        """spend is what callers are being charged, a rate for each currency. Absent for a caller that acts for a tenant."""
+
     def __init__(
         self,
         *,
@@ -1172,10 +1182,60 @@ class Fleet(google.protobuf.message.Message):
         workers: collections.abc.Iterable[global___Worker] | None = ...,
         queued: builtins.int = ...,
         models: collections.abc.Iterable[global___FleetModel] | None = ...,
+        waiting: collections.abc.Iterable[global___WaitingRequests] | None = ...,
+        spend: collections.abc.Iterable[global___SpendRate] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["models", b"models", "queued", b"queued", "scheduler_id", b"scheduler_id", "workers", b"workers"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["models", b"models", "queued", b"queued", "scheduler_id", b"scheduler_id", "spend", b"spend", "waiting", b"waiting", "workers", b"workers"]) -> None: ...
 
 global___Fleet = Fleet
+
+@typing.final
+class WaitingRequests(google.protobuf.message.Message):
+    """WaitingRequests is the requests of one class and tenant that wait for a placement."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PRIORITY_FIELD_NUMBER: builtins.int
+    TENANT_ID_FIELD_NUMBER: builtins.int
+    REQUESTS_FIELD_NUMBER: builtins.int
+    priority: downstack.types.v1.chat_pb2.Priority.ValueType
+    """priority is the class."""
+    tenant_id: builtins.str
+    """tenant_id is the tenant's UUID."""
+    requests: builtins.int
+    """requests is how many wait."""
+    def __init__(
+        self,
+        *,
+        priority: downstack.types.v1.chat_pb2.Priority.ValueType = ...,
+        tenant_id: builtins.str = ...,
+        requests: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["priority", b"priority", "requests", b"requests", "tenant_id", b"tenant_id"]) -> None: ...
+
+global___WaitingRequests = WaitingRequests
+
+@typing.final
+class SpendRate(google.protobuf.message.Message):
+    """SpendRate is what the leases that ended in about the last minute were charged, as a rate."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CURRENCY_FIELD_NUMBER: builtins.int
+    NANO_UNITS_PER_HOUR_FIELD_NUMBER: builtins.int
+    currency: builtins.str
+    """currency is an ISO 4217 code."""
+    nano_units_per_hour: builtins.int
+    """nano_units_per_hour is the rate in 1e-9 of the currency's unit."""
+    def __init__(
+        self,
+        *,
+        currency: builtins.str = ...,
+        nano_units_per_hour: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["currency", b"currency", "nano_units_per_hour", b"nano_units_per_hour"]) -> None: ...
+
+global___SpendRate = SpendRate
 
 @typing.final
 class FleetModel(google.protobuf.message.Message):
@@ -1186,10 +1246,13 @@ class FleetModel(google.protobuf.message.Message):
     NAME_FIELD_NUMBER: builtins.int
     PRICE_FIELD_NUMBER: builtins.int
     READY_WORKERS_FIELD_NUMBER: builtins.int
+    REPLICAS_WANTED_FIELD_NUMBER: builtins.int
     name: builtins.str
     """name is the model."""
     ready_workers: builtins.int
     """ready_workers is the number of workers that can take a request."""
+    replicas_wanted: builtins.int
+    """replicas_wanted is the number of workers that the traffic wants."""
     @property
     def price(self) -> downstack.types.v1.usage_pb2.Price:
         """price is what its tokens cost."""
@@ -1200,9 +1263,10 @@ class FleetModel(google.protobuf.message.Message):
         name: builtins.str = ...,
         price: downstack.types.v1.usage_pb2.Price | None = ...,
         ready_workers: builtins.int = ...,
+        replicas_wanted: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["price", b"price"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["name", b"name", "price", b"price", "ready_workers", b"ready_workers"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "price", b"price", "ready_workers", b"ready_workers", "replicas_wanted", b"replicas_wanted"]) -> None: ...
 
 global___FleetModel = FleetModel
 
