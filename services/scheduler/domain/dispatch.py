@@ -121,10 +121,12 @@ class Dispatcher:
         warnings = self._budgets.warnings(reserved(terms))
         lease = self._book.grant(terms, expected_output=output)
         self._fair.charge(lease, contest_of(request))
-        life = self._limits.predicted_life_s if worker.spec.kv_events else self._limits.approximate_life_s
+        exact = worker.spec.kv_events
+        life = self._limits.predicted_life_s if exact else self._limits.approximate_life_s
+        at_most = None if exact else worker.spec.kv_blocks
         if offer.block_size == worker.spec.block_size:
             known = cached // offer.block_size
-            self._index.predict(worker.worker_id, offer.block_hashes, known=known, until=now + life)
+            self._index.predict(worker.worker_id, offer.block_hashes, known=known, until=now + life, at_most=at_most)
         self._fleet.touch()
         reason = reason_of(best, slate, prompt_tokens=offer.prompt_tokens)
         decision = self._record(request, kept, reason, lease.grant, warnings)

@@ -123,14 +123,17 @@ class BlockIndex:
             levels.append((alive, depth))
         return levels
 
-    def predict(self, worker_id: str, hashes: Sequence[int], *, known: int = 0, until: float) -> None:
+    def predict(
+        self, worker_id: str, hashes: Sequence[int], *, known: int = 0, until: float, at_most: int | None = None
+    ) -> None:
         """Count blocks as resident for a while: the worker was just given a prompt that will make them so.
 
-        The first `known` blocks count as resident already; of these only predictions are renewed.
+        The first `known` blocks count as resident already; of these only predictions are renewed. `at_most` bounds the
+        predictions of a worker that reports no evictions.
         """
         part = self._part(worker_id)
         renewed = self._predictions.about(part.bit, hashes[:known])
-        self._predictions.add(part.bit, [*renewed, *hashes[known:]], until=until)
+        self._predictions.add(part.bit, [*renewed, *hashes[known:]], until=until, at_most=at_most)
 
     def expire(self, now: float) -> None:
         """Drop the predictions that were not borne out in time."""

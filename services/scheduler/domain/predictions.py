@@ -5,6 +5,7 @@ would scatter over all workers.
 """
 
 import heapq
+import itertools
 import sys
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -37,8 +38,11 @@ class Predictions:
         believed = self._until.get(bit)
         return [block for block in hashes if block in believed] if believed else []
 
-    def add(self, bit: int, hashes: Sequence[int], *, until: float) -> None:
-        """Believe that the worker of `bit` holds these blocks, up to a time."""
+    def add(self, bit: int, hashes: Sequence[int], *, until: float, at_most: int | None = None) -> None:
+        """Believe that the worker of `bit` holds these blocks, up to a time.
+
+        `at_most`: so many blocks are all that it can hold; those not believed anew for longest are dropped.
+        """
         if not hashes:
             return
         believed = self._until.setdefault(bit, {})
@@ -53,8 +57,17 @@ class Predictions:
         self._added += 1
         # An array, since the garbage collector would look at each item of a list.
         heapq.heappush(self._batches, (until, self._added, bit, array("Q", hashes)))
+        if at_most is not None:
+            self._evict(bit, hashes, at_most)
         while self._held > self._max_blocks:
             self._pop_batch(force=True)
+
+    def _evict(self, bit: int, latest: Sequence[int], at_most: int) -> None:
+        """Do as the worker's cache will: the least recently used blocks go, the tail of a prompt before its head."""
+        believed = self._until[bit]
+        for block in reversed(latest):
+            believed[block] = believed.pop(block)
+        self.settle(bit, list(itertools.islice(believed, max(0, len(believed) - at_most))))
 
     def expire(self, now: float) -> None:
         while self._batches and self._batches[0][0] <= now:

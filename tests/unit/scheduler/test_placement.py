@@ -84,6 +84,20 @@ def test_a_burst_of_siblings_stays_together() -> None:
     assert desk.brain.index.predicted_blocks == 0
 
 
+def test_a_worker_without_events_is_believed_to_evict() -> None:
+    """What its cache cannot hold any more counts as evicted: the least recently placed, the tail of a prompt first."""
+    desk = Desk(approximate_life_s=120.0)
+    desk.hello(kv_events=False, kv_blocks=50, max_num_seqs=8)
+    first, second = offer(640), offer(320, first_hash=9000)
+    for number, one in enumerate((first, second)):
+        desk.run(desk.place(f"r{number}", offers=(one,)), LeasePhase.FINISHED)
+    assert desk.brain.index.predicted_blocks == 50
+    assert desk.brain.index.longest(first.block_hashes) == {"w1": 30}
+    assert desk.brain.index.longest(second.block_hashes) == {"w1": 20}
+    desk.after(60.0)
+    assert desk.brain.index.predicted_blocks == 50, "they live longer than predictions that events will settle"
+
+
 def test_the_faster_of_two_kinds_is_chosen() -> None:
     """Rates are each worker's own, and those it reports replace those it declared."""
     desk = two_workers()
