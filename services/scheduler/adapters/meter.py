@@ -31,6 +31,7 @@ CACHED = Counter("downstack_scheduler_predicted_cached_tokens", "Those that the 
 QUEUED = Gauge("downstack_scheduler_queued", "Requests that wait for a placement.", ("priority",))
 WORKERS = Gauge("downstack_scheduler_workers", "Workers.", ("phase",))
 LEASES = Gauge("downstack_scheduler_leases", "Live leases.")
+SETTLED = Gauge("downstack_scheduler_settled_leases", "Leases that count against budgets and wait for their rows.")
 BLOCKS = Gauge("downstack_scheduler_index_blocks", "Different blocks in the index.")
 PREDICTED = Gauge("downstack_scheduler_index_predicted_blocks", "Predicted blocks in the index.")
 MEMORY = Gauge("downstack_scheduler_index_bytes", "Estimated memory of the index.")
@@ -78,6 +79,7 @@ class PrometheusMeter:
         for phase in WorkerPhase:
             WORKERS.labels(phase.value).set_function(partial(_workers, brain, phase))
         LEASES.set_function(lambda: len(brain.book))
+        SETTLED.set_function(lambda: brain.budgets.waiting)
         BLOCKS.set_function(lambda: brain.index.blocks)
         PREDICTED.set_function(lambda: brain.index.predicted_blocks)
         MEMORY.set_function(brain.index.memory_bytes)

@@ -206,6 +206,11 @@ class Budgets:
 
     # The ledger
 
+    @property
+    def waiting(self) -> int:
+        """The number of settled leases that the ledger is not known to have."""
+        return self._settled
+
     def unsure(self, limit: int) -> list[str]:
         """The tenants whose sums should be read next: those unread, then those with leases that the ledger may have."""
 
