@@ -1,7 +1,7 @@
 """Compares placement policies: policies x traces x loads x cache sizes x schedulers, replayed in virtual time.
 
-Writes tables and plots below docs/benchmarks, and prints one JSON line last. Every policy goes through the same queue
-and the same admission, and sees the same arrivals.
+Writes tables and plots below docs/benchmarks, and prints one JSON line last. Every policy sees the same arrivals. Those
+of other systems place on arrival, as those systems do, and once more behind our queue and admission (NAME+queue).
 """
 
 import argparse
@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from downstack.replay.compare import policy_names
+from downstack.replay.compare import policy_names, queued_names
 
 from bench.routes.cells import OBJECTIVES, Cell, capacity, jobs_of, run_all
 from bench.routes.report import Grid, Point, write
@@ -45,7 +45,7 @@ def main() -> int:
         print(f"no trace in {options.traces}: give the folder with --traces or DOWNSTACK_TRACES", file=sys.stderr)
         return 2
     sizes = _Sizes(
-        options.policies.split(",") if options.policies else policy_names(),
+        options.policies.split(",") if options.policies else [*policy_names(), *queued_names()],
         [float(load) for load in options.loads.split(",")],
         [int(blocks) for blocks in options.kv_blocks.split(",")],
         [int(count) for count in options.schedulers.split(",")],

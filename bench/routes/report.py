@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,8 @@ from typing import Any
 from bench.routes.cells import Cell
 
 _OURS = "worth"
+_QUEUED = "+queue"
+_ALWAYS_QUEUED = frozenset({"random", "round-robin", "least-loaded"})
 _SATURATED = 0.95
 Figures = Mapping[str, Any]
 
@@ -39,44 +41,53 @@ class Grid:
             for point, figures in rows
         ]
 
-    def saturated(self) -> list[tuple[Point, dict[str, Figures]]]:
-        """The points where the best of the others serves less than 95 % within the objectives."""
-        return [row for row in self.rows if self._best_other(row[1], "good_share") < _SATURATED]
-
     def summary(self) -> dict[str, Any]:
-        """How ours stands against the best of the others at each point."""
-        if not all(_OURS in figures and len(figures) > 1 for _, figures in self.rows):
+        """How ours stands against the others: as their systems run them, and with all of them behind our queue."""
+        if not all(_OURS in figures for _, figures in self.rows):
             return {}
-        ratios = {point.name: self._ratio(figures) for point, figures in self.rows}
-        full = [self._ratio(figures) for _, figures in self.saturated()]
-        tails = [
-            figures[_OURS]["ttft_p99_ms"] / self._best_other(figures, "ttft_p99_ms", least=True)
-            for _, figures in self.saturated()
-        ]
         largest = max(point.kv_blocks for point, _ in self.rows)
-        hits = [
-            figures[_OURS]["hit_share_of_bound"]
+        hits = {
+            point.name: round(figures[_OURS]["hit_share_of_bound"], 4)
             for point, figures in self.rows
             if point.kv_blocks == largest and figures[_OURS]["hit_tokens"]
-        ]
+        }
         return {
-            "points": len(self.rows),
-            "points_at_or_above_all_others": sum(ratio >= 1 for ratio in ratios.values()),
-            "saturated_points": len(full),
-            "goodput_over_best_other_saturated_mean": statistics.fmean(full) if full else None,
-            "ttft_p99_over_best_other_saturated_mean": statistics.fmean(tails) if tails else None,
+            "as_published": self._against(lambda name: not name.endswith(_QUEUED)),
+            "behind_our_queue": self._against(lambda name: name.endswith(_QUEUED) or name in _ALWAYS_QUEUED),
             "hit_share_of_bound_largest_cache": hits,
-            "lost": {name: round(ratio, 3) for name, ratio in ratios.items() if ratio < 1},
         }
 
-    def _ratio(self, figures: Mapping[str, Figures]) -> float:
-        best: float = self._best_other(figures, "goodput")
-        return float(figures[_OURS]["goodput"]) / best if best else 1.0
+    def _against(self, chosen: Callable[[str], bool]) -> dict[str, Any]:
+        """Ours against the best of some others, at every point and at the saturated ones.
 
-    @staticmethod
-    def _best_other(figures: Mapping[str, Figures], name: str, *, least: bool = False) -> float:
-        others = [float(each[name]) for policy, each in figures.items() if policy != _OURS]
-        return min(others) if least else max(others)
+        Saturated: the best of these others serves less than 95 % within the objectives.
+        """
+        rows = []
+        for point, figures in self.rows:
+            others = [each for name, each in figures.items() if name != _OURS and chosen(name)]
+            if others:
+                rows.append((point, figures[_OURS], others))
+        ratios = {point.name: _ratio(ours, others) for point, ours, others in rows}
+        full = [row for row in rows if max(each["good_share"] for each in row[2]) < _SATURATED]
+        tails = [ours["ttft_p99_ms"] / min(each["ttft_p99_ms"] for each in others) for _, ours, others in full]
+        return {
+            "points": len(rows),
+            "at_or_above_all": sum(ratio >= 1 for ratio in ratios.values()),
+            "saturated": len(full),
+            "goodput_ratio_saturated": _mean([_ratio(ours, others) for _, ours, others in full]),
+            "ttft_p99_ratio_saturated": _mean(tails),
+            "lost": {name: round(ratio, 4) for name, ratio in ratios.items() if ratio < 1},
+        }
+
+
+def _ratio(ours: Figures, others: Sequence[Figures]) -> float:
+    """Good answers to the same arrivals: ours by the most of the others."""
+    best = max(float(each["good_share"]) for each in others)
+    return float(ours["good_share"]) / best if best else 1.0
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return statistics.fmean(values) if values else None
 
 
 def write(grid: Grid, stress: Mapping[str, Any], facts: Mapping[str, Any], folder: Path, *, wall_s: float) -> None:
@@ -96,8 +107,9 @@ def _head(grid: Grid, facts: Mapping[str, Any], *, wall_s: float) -> str:
     asked, machine, found, wish = facts["asked"], facts["machine"], grid.summary(), facts["objectives"]
     how = (
         "Made by `make bench-routing`. The scheduler's own code places, the simulated engine answers, the clock is "
-        "virtual. Every policy goes through the same queue and the same admission and sees the same arrivals; what is "
-        "refused counts as not good."
+        "virtual. Every policy sees the same arrivals; what is refused counts as not good. The policies of other "
+        "systems place on arrival, as those systems do; `NAME+queue` is the same choice of a worker behind our queue "
+        "and admission. `random`, `round-robin` and `least-loaded` are behind it as well."
     )
     what = (
         f"{asked['workers']} workers of the profile `{asked['profile']}`, {asked['requests'] or 'all'} requests of "
@@ -107,23 +119,33 @@ def _head(grid: Grid, facts: Mapping[str, Any], *, wall_s: float) -> str:
     )
     lines = ["# Placement policies, replayed", "", how, "", what, ""]
     if found:
-        leading = found["points_at_or_above_all_others"]
-        rows = {
-            "points with goodput at or above all others": f"{leading} of {found['points']}",
-            "saturated points (best other below 95 % good)": str(found["saturated_points"]),
-            "goodput there, mean ratio": _number(found["goodput_over_best_other_saturated_mean"]),
-            "TTFT p99 there, mean ratio": _number(found["ttft_p99_over_best_other_saturated_mean"]),
-            "hits with the largest cache, share of the bound": ", ".join(
-                _number(share) for share in found["hit_share_of_bound_largest_cache"]
-            ),
-        }
-        lines += ["| ours (`worth`) against the best of the others at each point | |", "| --- | --- |"]
-        lines += [*(f"| {name} | {value} |" for name, value in rows.items()), ""]
-        if found["lost"]:
-            lines += ["Where another policy's goodput is higher (ratio ours / best other):", ""]
-            lines += [f"- {name}: {ratio:.3f}" for name, ratio in found["lost"].items()]
-            lines.append("")
+        lines += _standing(found)
     return "\n".join(lines)
+
+
+def _standing(found: Mapping[str, Any]) -> list[str]:
+    pairs = {"as their systems run them": found["as_published"], "behind our queue": found["behind_our_queue"]}
+    kinds = list(pairs.values())
+    rows = {
+        "points with as many good answers as the best of them, or more": [
+            f"{one['at_or_above_all']} of {one['points']}" for one in kinds
+        ],
+        "saturated points (the best of them below 95 % good)": [str(one["saturated"]) for one in kinds],
+        "good answers there, mean of ours / the best of them": [
+            _number(one["goodput_ratio_saturated"]) for one in kinds
+        ],
+        "TTFT p99 there, the same": [_number(one["ttft_p99_ratio_saturated"]) for one in kinds],
+    }
+    lines = [f"| ours (`worth`) against the others | {' | '.join(pairs)} |", "| --- | --- | --- |"]
+    lines += [f"| {name} | {' | '.join(values)} |" for name, values in rows.items()]
+    hits = ", ".join(_number(share) for share in found["hit_share_of_bound_largest_cache"].values())
+    lines += ["", f"Hits of ours with the largest cache, as shares of the bound: {hits}.", ""]
+    for title, one in pairs.items():
+        if one["lost"]:
+            lines += [f"Where one of the others, {title}, gives more good answers (ours / best of them):", ""]
+            lines += [f"- {name}: {ratio:.3f}" for name, ratio in one["lost"].items()]
+            lines.append("")
+    return lines
 
 
 def _number(value: float | None) -> str:

@@ -25,7 +25,7 @@ _STANDARD_OUTPUT = "-"
 def replay(
     trace: Annotated[Path, typer.Option(help="The trace.")],
     format: Annotated[TraceFormat, typer.Option(help="Its format.")] = TraceFormat.MOONCAKE,  # noqa: A002  the option's name
-    policy: Annotated[str, typer.Option(help="Policies, NAME[,NAME…], or `all`.")] = "worth,least-loaded,round-robin",
+    policy: Annotated[str, typer.Option(help="NAME[+queue][,NAME…] or `all`.")] = "worth,least-loaded,round-robin",
     workers: Annotated[str, typer.Option(help="The fleet, N[xPROFILE][,N[xPROFILE]…].")] = "16",
     profile: Annotated[str, typer.Option(help="The kind of worker where --workers does not say it.")] = "h100-8b",
     speed: Annotated[float, typer.Option(help="Play the trace this many times as fast.")] = 1.0,
@@ -44,7 +44,8 @@ def replay(
 ) -> None:
     """Replay a trace on a simulated fleet, once for each policy, and compare what came of it.
 
-    The scheduler's own code decides, the simulated engine answers, and the clock is virtual.
+    The scheduler's own code decides, the simulated engine answers, and the clock is virtual. Policies of other systems
+    place on arrival, as those do; NAME+queue puts them behind our queue and admission.
     """
     # What it imports is slow to load, and needs more than the client does.
     from downstack.replay.compare import compare  # noqa: PLC0415
@@ -81,10 +82,10 @@ def replay(
 
 
 def _policies(text: str) -> list[str]:
-    from downstack.replay.compare import policy_names  # noqa: PLC0415
+    from downstack.replay.compare import policy_names, queued_names  # noqa: PLC0415
 
-    known = policy_names()
-    names = known if text == _ALL else [name.strip() for name in text.split(",") if name.strip()]
+    known = [*policy_names(), *queued_names()]
+    names = policy_names() if text == _ALL else [name.strip() for name in text.split(",") if name.strip()]
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         raise CommandError(

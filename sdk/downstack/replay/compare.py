@@ -13,6 +13,7 @@ from downstack.replay.station import MODEL
 from downstack.replay.workload import Job
 from services.scheduler.domain.brain import Brain
 from services.scheduler.domain.cost import DEFAULT_OBJECTIVES
+from services.scheduler.domain.grammar import Binding
 from services.scheduler.domain.limits import Limits
 from services.scheduler.domain.policies.registry import policies
 from services.scheduler.domain.prices import PriceList
@@ -20,6 +21,7 @@ from services.scheduler.domain.request import Price, Priority
 from services.worker.profiles import Profile
 
 _NO_PRICE = Price(version="replay", currency="", input_nano=0, cached_nano=0, output_nano=0)
+_QUEUED = "+queue"
 _S_PER_HOUR_IN_NANO = 3600 * 1_000_000_000
 # The share of the objective that is promised: predictions are not exact.
 _ADMITTED = 0.9
@@ -64,8 +66,14 @@ class Result:
 
 
 def policy_names() -> list[str]:
-    """The policies that can be compared."""
+    """The policies that can be compared, each as its own system runs it."""
     return list(policies(DEFAULT_OBJECTIVES, value=1.0))
+
+
+def queued_names() -> list[str]:
+    """Policies that place on arrival, put behind our queue and admission: the same choice of a worker, bound late."""
+    known = policies(DEFAULT_OBJECTIVES, value=1.0)
+    return [f"{name}{_QUEUED}" for name, make in known.items() if make().binding is not Binding.LATE]
 
 
 def compare(
@@ -104,12 +112,15 @@ def replay(
 def _brain(setting: Setting, name: str, which: int, new_lease_id: Callable[[], str]) -> Brain:
     wish = replace(DEFAULT_OBJECTIVES[setting.priority], ttft_ms=1000 * setting.objectives.ttft_s)
     objectives = {**DEFAULT_OBJECTIVES, setting.priority: wish}
+    policy = policies(objectives, value=setting.value)[name.removesuffix(_QUEUED)]()
+    if name.endswith(_QUEUED):
+        policy = replace(policy, binding=Binding.LATE)
     limits = setting.limits
     if setting.admission:
         limits = replace(limits, admit_ttft_ms_standard=_ADMITTED * wish.ttft_ms)
     return Brain(
         limits=limits,
-        policy=policies(objectives, value=setting.value)[name](),
+        policy=policy,
         prices=PriceList({}, _NO_PRICE),
         chance=random.Random(setting.seed + which),  # noqa: S311  a choice between equals
         new_lease_id=new_lease_id,
