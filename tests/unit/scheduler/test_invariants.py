@@ -25,6 +25,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             seed=seed,
             policy=policy,
             look_ahead=1,
+            prefix_ahead=1,
             max_queued=12,
             max_queued_batch=5,
             max_queued_per_tenant=8,
@@ -66,7 +67,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert worker is not None
         assert worker.epoch == grant.worker_epoch
         assert worker.ready
-        assert self.desk.brain.book.occupancy(grant.worker_id).requests <= worker.spec.max_num_seqs + 1
+        ahead = self.desk.limits.look_ahead + self.desk.limits.prefix_ahead
+        assert self.desk.brain.book.occupancy(grant.worker_id).requests <= worker.spec.max_num_seqs + ahead
 
     @rule(
         tenant=st.sampled_from(["a", "b", "c"]),
