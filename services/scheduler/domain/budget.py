@@ -77,10 +77,6 @@ class BudgetStatus:
         """What another lease may take; negative where a soft budget is passed."""
         return self.budget.limit_nano - self.spent_nano - self.reserved_nano
 
-    def takes(self, amount: "Amount") -> bool:
-        """Whether another lease of that amount fits in."""
-        return amount.currency == self.budget.currency and amount.nano <= self.left_nano
-
 
 class Amount(NamedTuple):
     """What a lease takes, or may take, and whose budgets it counts against."""

@@ -40,6 +40,11 @@ class _Account:
     def spent(self) -> int:
         return self.recorded + self.settled
 
+    def takes(self, amount: Amount) -> bool:
+        """Whether another lease of that amount fits in."""
+        budget = self.budget
+        return amount.currency == budget.currency and self.spent + self.reserved + amount.nano <= budget.limit_nano
+
     def status(self) -> BudgetStatus:
         return BudgetStatus(
             budget=self.budget,
@@ -261,8 +266,9 @@ class Budgets:
         tenant = self._tenants.get(amount.tenant_id)
         if tenant is None:
             return None
-        hard = [account.status() for account in tenant.touched(amount) if not account.budget.key.soft]
-        found = [refusal_of(each, amount, left_s=self._left_s(each)) for each in hard if not each.takes(amount)]
+        hard = (account for account in tenant.touched(amount) if not account.budget.key.soft)
+        full = [account.status() for account in hard if not account.takes(amount)]
+        found = [refusal_of(status, amount, left_s=self._left_s(status)) for status in full]
         return max(found, key=lambda error: error.retry_after_s or 0.0, default=None)
 
     def _left_s(self, status: BudgetStatus) -> float:
@@ -274,8 +280,8 @@ class Budgets:
         tenant = self._tenants.get(amount.tenant_id)
         if tenant is None:
             return ()
-        soft = [account.status() for account in tenant.touched(amount) if account.budget.key.soft]
-        return tuple(sorted(str(each.budget.key) for each in soft if each.left_nano < amount.nano))
+        soft = (account for account in tenant.touched(amount) if account.budget.key.soft)
+        return tuple(sorted(str(account.budget.key) for account in soft if not account.takes(amount)))
 
     def passed(self) -> list[BudgetStatus]:
         """The budgets that were passed since this was asked last, each once in its period."""
