@@ -117,7 +117,7 @@ async def _serving(settings: WorkerSettings, options: argparse.Namespace) -> dic
             await run(arm, Load(2, 1, 16, 8), seed=0)
         streams = {}
         for count in options.streams:
-            load = Load(count, 1, options.prompt_tokens, options.output_tokens)
+            load = Load(count, 1, options.prompt_tokens, options.output_tokens, spread_s=options.spread_s)
             samples = await interleaved(arms, load, rounds=options.rounds)
             streams[str(count)] = {
                 "worker": compare(samples, of="worker", to="direct"),
@@ -210,7 +210,8 @@ def _options() -> argparse.Namespace:
     add("--streams", type=int, nargs="+", default=[1, 32, 256], help="streams at once (1 32 256)")
     add("--rounds", type=int, default=5, help="runs of each load on each side (5)")
     add("--prompt-tokens", type=int, default=256, help="length of each prompt (256)")
-    add("--output-tokens", type=int, default=128, help="length of each answer (128)")
+    add("--output-tokens", type=int, default=128, help="mean length of an answer (128)")
+    add("--spread-s", type=float, default=1.0, help="seconds over which the streams begin (1)")
     add("--price-per-hour", type=float, default=0.0, help="for the profile (0)")
     add("--currency", default="USD", help="for the profile (USD)")
     add("--price-source", default="none given", help="for the profile")

@@ -1,4 +1,4 @@
-"""The two ways to the same engine that are compared: a call of AsyncLLM in this process, and the worker over gRPC."""
+"""The ways to an engine that are compared: a call of it in this process, and the worker over gRPC."""
 
 import asyncio
 import os
@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import grpc.aio
-from downstack.scheduler.v1.scheduler_pb2 import LeaseGrant, Rates
+from downstack.scheduler.v1.scheduler_pb2 import LeaseGrant
 from downstack.types.v1.chat_pb2 import SamplingParams
 from downstack.worker.v1 import worker_pb2
 from downstack.worker.v1.worker_pb2_grpc import WorkerServiceStub
@@ -20,8 +20,12 @@ from services.kit.channel import open_channel
 from services.kit.clock import SystemClock
 from services.kit.identity import internal_metadata
 from services.kit.ids import new_id
+from services.kit.models import Tokenizer, model_folder
 from services.kit.tickets import sign_ticket
+from services.worker.domain.sampling import Sampling
+from services.worker.ports import Engine
 from services.worker.settings import WorkerSettings
+from services.worker.wiring import engines
 
 SECRET = b"the bench signs its own tickets"
 _ROOT = Path(__file__).parents[2]
@@ -52,6 +56,19 @@ class Direct:
             yield len(output.outputs[0].token_ids)
 
 
+class Simulated:
+    """A simulated engine in this process. Its steps take what they are told to, so that small differences show."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def generate(self, prompt: Sequence[int], *, tokens: int) -> AsyncIterator[int]:
+        sampling = Sampling(max_tokens=tokens, ignore_eos=True)
+        outputs = self._engine.generate(prompt, sampling, request_id=new_id("req"), cache_salt="", priority=0)
+        async for output in outputs:
+            yield len(output.token_ids)
+
+
 class Worker:
     """A worker over gRPC, with tickets of the bench's own."""
 
@@ -60,9 +77,9 @@ class Worker:
         self._status = status
 
     @property
-    def rates(self) -> Rates:
-        """What it says about its speed."""
-        return self._status.spec.rates
+    def engine(self) -> str:
+        """Its engine's name and version."""
+        return f"{self._status.spec.engine} {self._status.spec.engine_version}"
 
     async def generate(self, prompt: Sequence[int], *, tokens: int) -> AsyncIterator[int]:
         request = worker_pb2.GenerateRequest(
@@ -105,6 +122,17 @@ async def direct(settings: WorkerSettings, *, kv_events: bool = True) -> AsyncIt
             yield Direct(llm)
         finally:
             await asyncio.to_thread(llm.shutdown, timeout=5.0)
+
+
+@asynccontextmanager
+async def simulated(settings: WorkerSettings) -> AsyncIterator[Simulated]:
+    """The engine that the worker of these settings simulates."""
+    engine = engines(settings, Tokenizer.load(model_folder(settings.model_path)), clock=SystemClock())()
+    await engine.start()
+    try:
+        yield Simulated(engine)
+    finally:
+        await engine.stop()
 
 
 @asynccontextmanager

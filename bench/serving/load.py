@@ -12,20 +12,25 @@ from typing import Any
 from bench.serving.arms import Arm
 from bench.serving.words import say
 
+# Prompts are of tokens that every tokenizer has, and that mean nothing to it.
+_LEAST_TOKEN, _VOCABULARY = 10, 250
+
 
 @dataclass(frozen=True, slots=True)
 class Load:
     """What is asked for: so many streams, each of which makes so many requests, one after another.
 
     Attributes:
-        shared_tokens: So many tokens begin each prompt, the same ones in all of a run.
+        output_tokens: The mean length of an answer; one in particular is up to half of it shorter or longer.
+        spread_s: The time over which the streams begin. Calls in one process that begin all at once reach the engine
+            within one step, and calls over a network never do.
     """
 
     streams: int
     requests: int
     prompt_tokens: int
     output_tokens: int
-    shared_tokens: int = 0
+    spread_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,29 +50,35 @@ class Sample:
 
 
 async def run(arm: Arm, load: Load, *, seed: int) -> Sample:
-    """Makes the load; prompts are random but for the shared part, and the same ones for the same seed."""
-    ttft_ms = list[float]()
-    chance = Random(seed)
-    shared = [chance.randrange(10, 1000) for _ in range(load.shared_tokens)]
+    """Makes the load, with random prompts and lengths, which are the same ones for the same seed."""
+    chance, ttft_ms, made = Random(seed), list[float](), 0
 
-    async def stream(chance: Random) -> None:
+    async def stream(place: int, chance: Random) -> None:
+        nonlocal made
+        await asyncio.sleep(load.spread_s * place / load.streams)
         for _ in range(load.requests):
-            own = [chance.randrange(10, 1000) for _ in range(load.prompt_tokens - load.shared_tokens)]
-            began, first, made = time.perf_counter(), None, 0
-            async for tokens in arm.generate(shared + own, tokens=load.output_tokens):
-                if first is None and tokens:
-                    first = time.perf_counter()
-                made += tokens
-            if first is None or made != load.output_tokens:
-                raise RuntimeError(f"{made} tokens came instead of {load.output_tokens}.")
-            ttft_ms.append((first - began) * 1000)
+            prompt = [chance.randrange(_LEAST_TOKEN, _VOCABULARY) for _ in range(load.prompt_tokens)]
+            tokens = chance.randint((load.output_tokens + 1) // 2, load.output_tokens * 3 // 2)
+            ttft_ms.append(await _ttft_ms(arm, prompt, tokens=tokens))
+            made += tokens
 
     began = time.perf_counter()
     async with asyncio.TaskGroup() as group:
-        for _ in range(load.streams):
-            group.create_task(stream(Random(chance.random())))
-    took_s = time.perf_counter() - began
-    return Sample(load.streams * load.requests * load.output_tokens / took_s, ttft_ms)
+        for place in range(load.streams):
+            group.create_task(stream(place, Random(chance.random())))
+    return Sample(made / (time.perf_counter() - began), ttft_ms)
+
+
+async def _ttft_ms(arm: Arm, prompt: list[int], *, tokens: int) -> float:
+    """Reads a whole answer."""
+    began, first, made = time.perf_counter(), None, 0
+    async for came in arm.generate(prompt, tokens=tokens):
+        if first is None and came:
+            first = time.perf_counter()
+        made += came
+    if first is None or made != tokens:
+        raise RuntimeError(f"{made} tokens came instead of {tokens}.")
+    return (first - began) * 1000
 
 
 async def interleaved(arms: Mapping[str, Arm], load: Load, *, rounds: int) -> dict[str, list[Sample]]:

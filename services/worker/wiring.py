@@ -49,7 +49,7 @@ async def wire(settings: WorkerSettings) -> AsyncIterator[ServiceParts]:
     clock = SystemClock()
     folder = model_folder(settings.model_path)
     tokenizer = Tokenizer.load(folder)
-    life = EngineLife(_engines(settings, tokenizer, clock=clock), limits=_life_limits(settings), clock=clock)
+    life = EngineLife(engines(settings, tokenizer, clock=clock), limits=_life_limits(settings), clock=clock)
     try:
         async with _outbox(settings, clock=clock) as outbox:
             worker = Worker(life, _identity(settings, tokenizer), limits=_limits(settings), journal=outbox, clock=clock)
@@ -123,7 +123,7 @@ async def _outbox(settings: WorkerSettings, *, clock: Clock) -> AsyncIterator[Ou
         raise StartupError(str(error)) from None
 
 
-def _engines(settings: WorkerSettings, tokenizer: Tokenizer, *, clock: Clock) -> Callable[[], Engine]:
+def engines(settings: WorkerSettings, tokenizer: Tokenizer, *, clock: Clock) -> Callable[[], Engine]:
     """Makes one engine after another, each of which starts once."""
     if settings.engine == "sim":
         return lambda: SimEngine(_sim_settings(settings), tokenizer, clock=clock)
