@@ -80,6 +80,8 @@ def _points(base: Cell, sizes: _Sizes, options: argparse.Namespace) -> list[Poin
     capacity_per_s = capacity(base, options.traces)
     jobs = jobs_of(base, options.traces)
     natural = len(jobs) / max(jobs[-1].at - jobs[0].at, 1e-9)
+    # Where nothing is shared, a cache of another size changes nothing.
+    kv_blocks = sizes.kv_blocks if any(job.reusable_tokens for job in jobs) else [0]
     _say(f"{base.trace}: {natural:.2f} requests/s as recorded; the fleet completes {capacity_per_s:.2f}/s")
     return [
         Point(
@@ -92,7 +94,7 @@ def _points(base: Cell, sizes: _Sizes, options: argparse.Namespace) -> list[Poin
                 for name in sizes.policies
             ],
         )
-        for load, blocks, count in itertools.product(sizes.loads, sizes.kv_blocks, sizes.schedulers)
+        for load, blocks, count in itertools.product(sizes.loads, kv_blocks, sizes.schedulers)
     ]
 
 
