@@ -67,7 +67,8 @@ def _parts(
     worker: Worker, settings: WorkerSettings, *, embedding: Embedding | None, relay: Relay, clock: Clock
 ) -> ServiceParts:
     secret = settings.secret_bytes
-    folder = AdapterFolder(settings.adapter_folder, max_rank=settings.max_adapter_rank)
+    model = model_folder(settings.model_path)
+    folder = AdapterFolder(settings.adapter_folder, max_rank=settings.max_adapter_rank, model=model)
     servicer = WorkerServicer(worker, secret=secret, drain_s=settings.drain_s, adapters=folder, embedding=embedding)
     first = [_first_adapter(folder, name, path) for name, path in settings.first_adapters]
     links = [SchedulerLink(worker, target, secret=secret, clock=clock) for target in settings.schedulers]

@@ -46,6 +46,19 @@ def make_adapter(folder: Path, sizes: Sizes = TINY, *, seed: int = 1, rank: int 
     return folder
 
 
+def make_model(folder: Path, sizes: Sizes) -> Path:
+    """Writes the weights of such a model that adapters change, all zero, and returns the folder."""
+    folder.mkdir(parents=True)
+    widths = {"q_proj": sizes.hidden, "v_proj": sizes.values}
+    tensors = {
+        f"model.layers.{layer}.self_attn.{module}.weight": np.zeros((outputs, sizes.hidden), "<f4")
+        for layer in range(sizes.layers)
+        for module, outputs in widths.items()
+    }
+    write_safetensors(folder / "model.safetensors", tensors)
+    return folder
+
+
 def write_safetensors(path: Path, tensors: dict[str, Any]) -> None:
     """Writes float32 matrices: the header's length in 8 bytes, the header as JSON, then the numbers."""
     header, start = {}, 0

@@ -17,8 +17,10 @@ _MAX_CONFIG_BYTES = 1 << 20
 _MAX_HEADER_BYTES = 16 << 20
 _MAX_WEIGHTS_BYTES = 8 << 30
 _BYTES_OF = {"F32": 4, "F16": 2, "BF16": 2}
-_TENSOR = re.compile(r".+\.lora_(?P<side>[AB])\.weight")
+_TENSOR = re.compile(r"(base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 _CHUNK = 1 << 20
+
+_Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,12 @@ class AdapterFolder:
     Attributes:
         root: The folder below which calls may name one. None: calls may name none.
         max_rank: The highest rank.
+        model: The folder of the model that they belong to. None, or without safetensors: their sizes are not checked.
     """
 
     root: Path | None = None
     max_rank: int = 16
+    model: Path | None = None
 
     def find(self, path: str) -> Path:
         """A folder by its path below the root, and not outside it by way of `..` or a link.
@@ -57,7 +61,7 @@ class AdapterFolder:
 
         Raises:
             DownstackError: PARAM_OUT_OF_RANGE (a wrong name, no such folder, damaged files), UNSUPPORTED_FEATURE
-                (another kind of adapter, or one of a higher rank).
+                (another kind of adapter, one of a higher rank, or of another model).
         """
         if not _NAME.fullmatch(name):
             raise DownstackError(Reason.PARAM_OUT_OF_RANGE, "name: must be 1 to 64 of letters, digits and `._-`")
@@ -65,9 +69,11 @@ class AdapterFolder:
             rank = _rank(folder / CONFIG)
             if rank > self.max_rank:
                 raise _unsupported(f"its rank is {rank}; at most {self.max_rank} is possible here")
-            _check_weights(folder / WEIGHTS, rank=rank)
+            tensors = _weights(folder / WEIGHTS, rank=rank)
+            if self.model is not None:
+                _check_sizes(tensors, _model_shapes(self.model))
             revision = _revision(folder)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
             raise _damaged(_sentence(error)) from None
         return Adapter(name=name, id=f"{name}@{revision}", rank=rank, path=str(folder))
 
@@ -86,19 +92,50 @@ def _rank(path: Path) -> int:
     return rank
 
 
-def _check_weights(path: Path, *, rank: int) -> None:
-    """The header of a safetensors file: pairs of matrices of that rank, and as many bytes as they take."""
+def _weights(path: Path, *, rank: int) -> _Shapes:
+    """The matrices in a file: all of that rank, and as many bytes as they take."""
     size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size > _MAX_WEIGHTS_BYTES or not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
-            raise _damaged(f"{path.name} is no file of weights")
-        header: Any = json.loads(file.read(length))
-    header.pop("__metadata__", None)
+    if size > _MAX_WEIGHTS_BYTES:
+        raise _damaged(f"{path.name} is larger than {_MAX_WEIGHTS_BYTES} bytes")
+    header, length = _header(path, size=size)
     if not header:
         raise _damaged(f"{path.name} has no weights")
     if sum(_bytes_of(name, entry, rank=rank) for name, entry in header.items()) != size - 8 - length:
         raise _damaged(f"{path.name} is shorter or longer than its header says")
+    return {name: tuple(entry["shape"]) for name, entry in header.items()}
+
+
+def _model_shapes(model: Path) -> _Shapes:
+    files = sorted(model.glob("*.safetensors"))
+    headers = [_header(file, size=file.stat().st_size)[0] for file in files]
+    return {name: tuple(entry["shape"]) for header in headers for name, entry in header.items()}
+
+
+def _check_sizes(tensors: _Shapes, model: _Shapes) -> None:
+    """Each pair of matrices makes one of a weight's size. vLLM takes smaller ones for a part of it, without a word.
+
+    A model whose weights have other names altogether is left to the engine.
+    """
+    pairs = {name: _TENSOR.fullmatch(name) for name in tensors}
+    weights = {name: model.get(f"{pair['module']}.weight") for name, pair in pairs.items() if pair is not None}
+    if not any(weights.values()):
+        return
+    for name, weight in weights.items():
+        # The one side is the rank; a weight has its outputs first, as lora_B does, and its inputs second, as lora_A.
+        side = 1 if ".lora_A." in name else 0
+        if weight is None or tensors[name][side] != weight[side]:
+            raise _unsupported(f"{name[:80]} does not fit a weight of this model")
+
+
+def _header(path: Path, *, size: int) -> tuple[dict[str, Any], int]:
+    """What a safetensors file says of its tensors, and the length of that."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
+            raise _damaged(f"{path.name} is no file of weights")
+        header: Any = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return header, length
 
 
 def _bytes_of(name: str, entry: Any, *, rank: int) -> int:

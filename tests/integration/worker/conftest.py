@@ -67,7 +67,7 @@ async def vllm(smollm2: Path, smollm2_tokenizer: Tokenizer, adapter_root: Path) 
         engine,
         tokenizer_revision=smollm2_tokenizer.revision,
         limits=ROOM_FOR_ADAPTERS,
-        adapters=AdapterFolder(adapter_root),
+        adapters=AdapterFolder(adapter_root, model=smollm2),
     ) as rig:
         print(f"vLLM started in {time.monotonic() - began:.1f} s")  # noqa: T201
         yield rig

@@ -12,7 +12,7 @@ from services.kit.blocks import chain_hashes, root_hash
 from services.kit.errors import Reason
 from services.kit.status import error_from_rpc
 from tests.support.engine_features import Feature, lacks
-from tests.support.lora import TINY, make_adapter
+from tests.support.lora import SMOLLM2, TINY, make_adapter
 from tests.support.worker_rig import MODEL, Rig
 
 pytestmark = pytest.mark.timeout(900)
@@ -76,10 +76,12 @@ async def test_an_engine_survives_adapters_that_do_not_fit(rig: Rig, adapter: st
 
 @pytest.mark.vllm
 async def test_vllm_survives_an_adapter_of_another_model(vllm: Rig, adapter_root: Path) -> None:
-    """Its files are whole, but its matrices have other sizes than the model's."""
-    make_adapter(adapter_root / "narrow", TINY)
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await load(vllm, "narrow")
-    assert error_from_rpc(caught.value).reason == Reason.UNSUPPORTED_FEATURE
+    """Its files are whole, but its matrices are smaller or larger than the model's, or there are more of them."""
+    sizes = {"narrow": TINY, "wide": SMOLLM2._replace(hidden=1024), "deep": SMOLLM2._replace(layers=31)}
+    for name, size in sizes.items():
+        make_adapter(adapter_root / name, size)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await load(vllm, name)
+        assert error_from_rpc(caught.value).reason == Reason.UNSUPPORTED_FEATURE
     assert len((await vllm.generate(PROMPT, PARAMS)).token_ids()) == 12
     assert vllm.worker.healthy()

@@ -4,12 +4,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from services.kit.errors import DownstackError, Reason
 from services.worker.adapters.adapter_files import CONFIG, WEIGHTS, AdapterFolder
 from services.worker.domain.adapters import Adapter, Adapters
-from tests.support.lora import make_adapter, write_safetensors
+from tests.support.lora import TINY, make_adapter, make_model, write_safetensors
 
 
 def refused(folder: AdapterFolder, path: Path, *, name: str = "legal") -> Reason:
@@ -156,3 +157,28 @@ def test_a_lease_may_outlive_its_adapter() -> None:
     assert [held.running for held in table] == [1]
     table.give_back("a@1")
     assert [held.running for held in table] == [0]
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_an_adapter_of_some_layers_fits_its_model(tmp_path: Path, layers: int) -> None:
+    """A part of the layers is enough."""
+    folder = AdapterFolder(model=make_model(tmp_path / "model", TINY))
+    assert folder.read("legal", make_adapter(tmp_path / "a", TINY._replace(layers=layers))).rank == 8
+
+
+@pytest.mark.parametrize("changes", [{"hidden": 32}, {"hidden": 128}, {"values": 32}, {"layers": 3}])
+def test_an_adapter_of_another_model_is_refused(tmp_path: Path, changes: dict[str, int]) -> None:
+    """Its matrices must have the sizes of the model's weights: an engine may take smaller ones for a part of them."""
+    folder = AdapterFolder(model=make_model(tmp_path / "model", TINY))
+    path = make_adapter(tmp_path / "a", TINY._replace(**changes))
+    assert refused(folder, path) == Reason.UNSUPPORTED_FEATURE
+
+
+def test_a_model_of_other_names_is_left_to_the_engine(tmp_path: Path) -> None:
+    """Such as a quantized one, or one whose weights are not safetensors."""
+    model = make_model(tmp_path / "model", TINY)
+    write_safetensors(model / "model.safetensors", {"weights": np.zeros((2, 2), "<f4")})
+    path = make_adapter(tmp_path / "a", TINY._replace(hidden=32))
+    assert AdapterFolder(model=model).read("legal", path).rank == 8
+    (model / "model.safetensors").unlink()
+    assert AdapterFolder(model=model).read("legal", path).rank == 8
