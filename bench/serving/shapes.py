@@ -63,6 +63,6 @@ SHAPES = {
     for shape in (
         ModelShape("llama-3-8b", "Llama 3 8B", 32, 4096, 14336, 32, 8, 128256, 8192),
         ModelShape("llama-3-70b", "Llama 3 70B", 80, 8192, 28672, 64, 8, 128256, 8192),
-        ModelShape("tiny", "a Llama of 4 small layers, to try this on a CPU", 4, 64, 128, 4, 2, 512, 512),
+        ModelShape("tiny", "a Llama of 4 small layers, to try this on a CPU", 4, 256, 512, 4, 2, 512, 512),
     )
 }
