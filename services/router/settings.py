@@ -19,7 +19,10 @@ class RouterSettings(ServiceSettings, PostgresSettings, EventSettings, AccountSe
     model_config = SettingsConfigDict(env_prefix="DOWNSTACK_ROUTER_")
 
     scheduler: Addresses
-    """Where the schedulers listen, HOST:PORT[,HOST:PORT…]. Requests take turns between them."""
+    """Where the schedulers listen, HOST:PORT[,HOST:PORT…]; the same names in every router."""
+
+    scheduler_spread: int = Field(default=1, ge=1, le=64)
+    """Schedulers that take turns with the requests for a model. One keeps their order best; more decide more."""
 
     scheduler_patience_s: float = Field(default=10.0, ge=0, le=300)
     """Seconds that a request waits for a scheduler while none can be reached."""

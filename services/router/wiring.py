@@ -1,7 +1,7 @@
 """Where the router's parts meet."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ _PING_PERIOD_S = 0.5
 class Backends:
     """What the router calls: opened once, closed last."""
 
-    schedulers: Sequence[grpc.aio.Channel]
+    schedulers: Mapping[str, grpc.aio.Channel]
     retriever: grpc.aio.Channel | None
     workers: ChannelPool
 
@@ -101,7 +101,10 @@ async def assemble(
         models = await asyncio.to_thread(_load_models, settings, executor)
         backends = await stack.enter_async_context(_backends(settings))
         fleet = FleetWatcher(
-            backends.schedulers, secret=settings.secret_bytes, clock=CLOCK, interval_s=settings.fleet_interval_s
+            list(backends.schedulers.values()),
+            secret=settings.secret_bytes,
+            clock=CLOCK,
+            interval_s=settings.fleet_interval_s,
         )
         router, accounting = _router(settings, backends, models=models, fleet=fleet, audit=audit)
         servicer = InferenceServicer(router, clock=CLOCK, default_deadline_s=settings.default_deadline_s)
@@ -124,11 +127,13 @@ def _router(
     audit: AuditPort,
 ) -> tuple[Router, Accounting]:
     secret, meter = settings.secret_bytes, PrometheusMeter()
-    clients = [
-        SchedulerClient(channel, secret=secret, clock=CLOCK, release_timeout_s=settings.release_timeout_s)
-        for channel in backends.schedulers
-    ]
-    scheduler = Schedulers(clients, patience_s=settings.scheduler_patience_s, clock=CLOCK)
+    clients = {
+        address: SchedulerClient(channel, secret=secret, clock=CLOCK, release_timeout_s=settings.release_timeout_s)
+        for address, channel in backends.schedulers.items()
+    }
+    scheduler = Schedulers(
+        clients, spread=settings.scheduler_spread, patience_s=settings.scheduler_patience_s, clock=CLOCK
+    )
     accounting = Accounting(audit=audit, scheduler=scheduler, meter=meter, clock=CLOCK)
     retriever = RetrieverClient(backends.retriever, secret=secret, clock=CLOCK) if backends.retriever else None
     router = Router(
@@ -161,7 +166,7 @@ async def _backends(settings: RouterSettings) -> AsyncIterator[Backends]:
     async with AsyncExitStack() as stack:
         # The router repeats by its own rules: a refusal is told at once, and a lost worker is left for another one.
         targets = settings.scheduler.split(",")
-        schedulers = [await stack.enter_async_context(open_channel(target, attempts=1)) for target in targets]
+        schedulers = {target: await stack.enter_async_context(open_channel(target, attempts=1)) for target in targets}
         retriever = None
         if settings.retriever:
             retriever = await stack.enter_async_context(open_channel(settings.retriever, attempts=1))

@@ -168,7 +168,9 @@ async def make_world(
         enter = stack.enter_async_context
         scheduler, retriever = FakeScheduler(SECRET.encode()), FakeRetriever(SECRET.encode())
         backends = {
-            "scheduler": ",".join(["127.0.0.1:1"] * dead_schedulers + [await enter(served(scheduler.parts()))]),
+            "scheduler": ",".join(
+                [*(f"127.0.0.1:{1 + n}" for n in range(dead_schedulers)), await enter(served(scheduler.parts()))]
+            ),
             "retriever": await enter(served(retriever.parts())),
         }
         for number in range(dead):
