@@ -20,6 +20,7 @@ EngineOption = Annotated[Engine | None, typer.Option("--engine", help="Default: 
 def up(
     engine: EngineOption = None,
     workers: Annotated[int, typer.Option(help="Workers for each model.")] = 1,
+    schedulers: Annotated[int, typer.Option(help="Schedulers that share the workers.")] = 1,
     models: Annotated[str, typer.Option(help="NAME=FOLDER,NAME=FOLDER. Default: the packaged model.")] = "",
     port: Annotated[int, typer.Option(help="The router's port. Default: a free one.")] = 0,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return when it is ready.")] = False,
@@ -31,6 +32,7 @@ def up(
         data_dir=find_folder(data_dir, start=Path.cwd()),
         engine=engine or default_engine(),
         workers=workers,
+        schedulers=schedulers,
         models=parse_models(models) if models else {},
         port=port,
     )

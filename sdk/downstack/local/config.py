@@ -10,6 +10,7 @@ from pathlib import Path
 from downstack.local.layout import LocalError
 
 MAX_WORKERS = 16
+MAX_SCHEDULERS = 8
 
 
 class Engine(StrEnum):
@@ -55,6 +56,7 @@ class LocalConfig:
         data_dir: The folder that everything is kept in.
         engine: What the workers run.
         workers: Workers for each model.
+        schedulers: Schedulers that share the workers.
         models: Model folder, or the name of a packaged one, by model name.
         port: The router's port on the loopback interface; 0 takes a free one.
         start_timeout_s: How long one part may take to become ready.
@@ -66,6 +68,7 @@ class LocalConfig:
     data_dir: Path
     engine: Engine
     workers: int = 1
+    schedulers: int = 1
     models: Mapping[str, str] = field(default_factory=dict)
     port: int = 0
     start_timeout_s: float = 600.0
@@ -76,6 +79,8 @@ class LocalConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.workers <= MAX_WORKERS:
             raise LocalError(f"--workers must be 1 to {MAX_WORKERS}, not {self.workers}")
+        if not 1 <= self.schedulers <= MAX_SCHEDULERS:
+            raise LocalError(f"--schedulers must be 1 to {MAX_SCHEDULERS}, not {self.schedulers}")
         if not 0 <= self.port < 65536:
             raise LocalError(f"--port must be 0 to 65535, not {self.port}")
         if self.engine is Engine.VLLM and default_engine() is not Engine.VLLM:

@@ -20,6 +20,7 @@ from downstack.local.weights import CONTEXT_TOKENS
 
 _WEIGHTS = "weights"
 _SERVICES = ("scheduler", "retriever", "router")
+"""Those that a caller may talk to; of several schedulers the first."""
 
 
 class LocalPlan:
@@ -34,6 +35,8 @@ class LocalPlan:
             (f"worker-{number}", model)
             for number, model in enumerate((model for model in self._models for _ in range(config.workers)), start=1)
         ]
+        further = (f"scheduler-{number}" for number in range(2, config.schedulers + 1))
+        self._schedulers = ["scheduler", *further]
         self._postgres = LocalPostgres(folder.path / "postgres")
         self._end_leftovers()
         self._at = self._addresses()
@@ -44,7 +47,7 @@ class LocalPlan:
         self.stop_order: Sequence[frozenset[str]] = [
             frozenset({"router"}),
             workers | {"retriever"},
-            frozenset({"scheduler"}),
+            frozenset(self._schedulers),
             frozenset({"kafka", "postgres"}),
         ]
 
@@ -67,7 +70,7 @@ class LocalPlan:
         last = self._folder.state()
         known = {name: part.address for name, part in last.parts.items()} if last else {}
         known |= {f"{name} metrics": part.metrics for name, part in last.parts.items()} if last else {}
-        listeners = [*_SERVICES, *(name for name, _ in self._workers)]
+        listeners = [*_SERVICES, *self._schedulers[1:], *(name for name, _ in self._workers)]
         names = ["kafka", *listeners, *(f"{name} metrics" for name in listeners)]
         fixed = {"router": self._config.port} if self._config.port else {}
         return choose_ports(names, last=known, fixed=fixed)
@@ -82,7 +85,10 @@ class LocalPlan:
         unpacked = frozenset({_WEIGHTS}) if self._unpacks() else frozenset[str]()
         migrated = frozenset({"migrations"})
         kept = [
-            self._service("scheduler", self._scheduler_env, after=migrated),
+            *(
+                self._service(name, self._scheduler_env, after=migrated, module="scheduler")
+                for name in self._schedulers
+            ),
             self._service("retriever", self._retriever_env, after=migrated),
             self._service("router", self._router_env, after=migrated | unpacked),
         ]
@@ -138,13 +144,16 @@ class LocalPlan:
     def _scheduler_env(self) -> dict[str, str]:
         return self._account_env()
 
+    def _scheduler_addresses(self) -> str:
+        return ",".join(self._at[name] for name in self._schedulers)
+
     def _retriever_env(self) -> dict[str, str]:
         return self._account_env()
 
     def _router_env(self) -> dict[str, str]:
         return {
             **self._account_env(),
-            "scheduler": self._at["scheduler"],
+            "scheduler": self._scheduler_addresses(),
             "retriever": self._at["retriever"],
             "models": json.dumps(self._models),
         }
@@ -152,7 +161,7 @@ class LocalPlan:
     def _worker_env(self, name: str, model: str) -> Callable[[], dict[str, str]]:
         env = {
             "worker_id": name,
-            "scheduler": self._at["scheduler"],
+            "scheduler": self._scheduler_addresses(),
             "engine": str(self._config.engine),
             "model": model,
             "model_path": self._models[model],
@@ -185,7 +194,7 @@ class LocalPlan:
             Step(name="migrations", after=frozenset({"postgres"}), run=migrations),
             Step(name="topics", after=frozenset({"kafka"}), run=topics),
             Step(name="account", after=frozenset({"router"}), run=account),
-            Step(name="fleet", after=workers | {"account", "scheduler"}, run=fleet),
+            Step(name="fleet", after=workers | {"account", *self._schedulers}, run=fleet),
         ]
         return [Step(name=_WEIGHTS, after=frozenset(), run=weights), *steps] if self._unpacks() else steps
 

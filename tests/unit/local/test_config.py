@@ -26,12 +26,15 @@ def test_each_engine_has_a_model_of_its_own() -> None:
     assert list(config(models={"mine": "/m"}).served_models) == ["mine"]
 
 
-@pytest.mark.parametrize(("field", "value"), [("workers", 0), ("workers", 17), ("port", -1), ("port", 65536)])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("workers", 0), ("workers", 17), ("schedulers", 0), ("schedulers", 9), ("port", -1), ("port", 65536)],
+)
 def test_numbers_out_of_range_are_refused(field: str, value: int) -> None:
     with pytest.raises(LocalError, match=f"--{field} must be"):
         config(**{field: value})
 
 
 def test_a_config_survives_the_way_to_another_process() -> None:
-    asked = config(workers=3, models={"m": "/m"}, port=1234)
+    asked = config(workers=3, schedulers=2, models={"m": "/m"}, port=1234)
     assert LocalConfig.from_json(asked.to_json()) == asked
