@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+from functools import lru_cache
 
 from downstack.scheduler.v1.scheduler_pb2 import LeaseGrant
 from downstack.worker.v1.worker_pb2 import SignedTicket
@@ -54,11 +55,13 @@ def _invalid(why: str) -> DownstackError:
     return DownstackError(Reason.TICKET_INVALID, f"The ticket is not valid: {why}.")
 
 
+@lru_cache(maxsize=8)
 def _key(secret: bytes) -> bytes:
     # A key of its own for each purpose: a signature made for one thing proves nothing about another.
     return hmac.digest(secret, _PURPOSE, "sha256")
 
 
+@lru_cache(maxsize=8)
 def _key_id(key: bytes) -> str:
     return hashlib.sha256(key).hexdigest()[:8]
 

@@ -3,6 +3,7 @@
 from services.scheduler.domain.fleet import Fleet
 from services.scheduler.domain.index import BlockIndex
 from services.scheduler.domain.leases import LeaseBook
+from services.scheduler.domain.limits import Limits
 from services.scheduler.domain.roster import Figures, Roster, figures_of
 
 _NOBODY = Roster()
@@ -11,8 +12,8 @@ _NOBODY = Roster()
 class Board:
     """One roster for each model. Fleet and lease book name the workers that changed; only those rows are renewed."""
 
-    def __init__(self, fleet: Fleet, index: BlockIndex, book: LeaseBook) -> None:
-        self._fleet, self._index, self._book = fleet, index, book
+    def __init__(self, fleet: Fleet, index: BlockIndex, book: LeaseBook, limits: Limits) -> None:
+        self._fleet, self._index, self._book, self._limits = fleet, index, book, limits
         self._rosters: dict[str, Roster] = {}
         self._model_of: dict[str, str] = {}
 
@@ -41,7 +42,8 @@ class Board:
     def _figures(self, worker_id: str) -> Figures[float]:
         worker = self._fleet.get(worker_id)
         assert worker is not None
-        return figures_of(worker, self._book.occupancy(worker_id), number=self._index.number(worker_id))
+        held, number = self._book.occupancy(worker_id), self._index.number(worker_id)
+        return figures_of(worker, held, number=number, limits=self._limits)
 
     def validate(self) -> None:
         """Check the invariants: the rows are those that a new look would give."""

@@ -83,7 +83,7 @@ class Brain:
         self.fair = FairShare(limits)
         self.queue = Queue(limits, self.fair)
         lengths = OutputLengths(max_entries=limits.max_tenants)
-        self.board = Board(self.fleet, self.index, self.book)
+        self.board = Board(self.fleet, self.index, self.book, limits)
         view = View(
             fleet=self.fleet,
             index=self.index,

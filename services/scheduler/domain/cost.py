@@ -14,12 +14,16 @@ the estimate does not wait for a report.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from services.scheduler.domain.request import Offer, Price, Priority
 from services.scheduler.domain.roster import NANO, Columns, Floats
+
+Counts = npt.NDArray[np.int64]
+_Count = TypeVar("_Count", int, Counts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,10 +54,12 @@ class Estimate(NamedTuple):
     total_ms: Floats
     cost: Floats
     """What the placement costs the operator, in currency units."""
+    prefill_ms: Floats
+    """The time to compute the uncached rest of the prompt."""
 
 
-def charge(price: Price, *, uncached: int, cached: int, output: int) -> int:
-    """What the tokens are charged at, in nano units."""
+def charge(price: Price, *, uncached: _Count, cached: _Count, output: int) -> _Count:
+    """What the tokens are charged at, in nano units: of one placement, or of each worker."""
     return price.input_nano * uncached + price.cached_nano * cached + price.output_nano * output
 
 
@@ -104,7 +110,7 @@ def estimate(
     if not priced.all():
         charged = charges_nano(price, uncached=uncached, cached=cached, output=output) / NANO
         device_cost = np.where(priced, device_cost, charged)
-    return Estimate(ttft, ttft + decode, device_cost)
+    return Estimate(ttft, ttft + decode, device_cost, prefill)
 
 
 def late(predicted: Estimate, objectives: Objectives, *, left_ms: float) -> Floats:

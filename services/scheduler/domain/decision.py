@@ -9,7 +9,7 @@ from services.scheduler.domain.record import Considered, Shortlist
 MAX_CANDIDATES = 32
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Decision:
     """A placement and its reasons; the best candidates first, at most 32."""
 

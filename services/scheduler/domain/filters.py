@@ -7,7 +7,7 @@ import numpy as np
 from services.scheduler.domain.grammar import Binding, Filter, Group
 from services.scheduler.domain.limits import Limits
 from services.scheduler.domain.request import Request
-from services.scheduler.domain.roster import NANO, Bools, Columns, Floats, without
+from services.scheduler.domain.roster import NANO, Bools, without
 
 
 class HoldsAdapter:
@@ -62,18 +62,6 @@ class Bounds:
         return request.max_cost is None or group.charges_nano <= request.max_cost * NANO
 
 
-def has_place(columns: Columns, *, look_ahead: int | Floats) -> Bools:
-    """Which workers hold less than their batch and the look-ahead. An idle one always takes a request."""
-    return columns.requests < np.maximum(1, columns.max_num_seqs + look_ahead)
-
-
-def has_room(columns: Columns, limits: Limits) -> Bools:
-    """Which workers should be given more: neither batch nor cache is full, nor is there much before the next prompt."""
-    short: Bools = (columns.backlog_ms <= limits.prefill_ahead_ms) & (columns.kv_room > 0)
-    idle: Bools = columns.requests == 0
-    return (columns.ready > 0) & (idle | short & has_place(columns, look_ahead=limits.look_ahead))
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capacity:
     """Excludes workers that are full: what waits, waits where its order can still change.
@@ -91,7 +79,8 @@ class Capacity:
     def admits(self, group: Group, _request: Request, /) -> Bools:
         columns = group.columns
         held = 2 * group.cached_tokens > group.offer.prompt_tokens
-        place = has_place(columns, look_ahead=self.look_ahead + self.prefix_ahead * held.astype(np.float64))
+        ahead = self.look_ahead + self.prefix_ahead * held.astype(np.float64)
+        place = columns.requests < np.maximum(1, columns.max_num_seqs + ahead)
         fits: Bools = place & (held | (columns.kv_room > 0))
         idle: Bools = columns.requests == 0
         return fits | idle

@@ -4,21 +4,22 @@ A sentence is about columns: each word looks at all workers of an offered model 
 own placements, its picker learns when it picks: what is picked is placed.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from itertools import accumulate
 from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from services.scheduler.domain.cost import Estimate, charge, charges_nano
+from services.scheduler.domain.cost import Counts, Estimate, charge, charges_nano
 from services.scheduler.domain.record import Shortlist
 from services.scheduler.domain.request import Offer, Price, Request
-from services.scheduler.domain.roster import Bools, Columns, Floats, Roster
+from services.scheduler.domain.roster import Bools, Columns, Floats, Roster, Rows
 from services.scheduler.domain.worker import Worker
 
-Rows = npt.NDArray[np.intp]
 Verdicts = npt.NDArray[np.int8]
 _N = TypeVar("_N", bound=np.generic)
 
@@ -53,8 +54,10 @@ class Group:
         uncached = self.offer.prompt_tokens - self.cached_tokens
         return charges_nano(self.price, uncached=uncached, cached=self.cached_tokens, output=self.output_tokens)
 
-    def charge_nano(self, cached: int) -> int:
-        """What the caller would be charged with so many cached tokens, exactly."""
+    @property
+    def exact_charges_nano(self) -> Counts:
+        """The same in integers, for the record."""
+        cached = self.cached_tokens.astype(np.int64)
         uncached = self.offer.prompt_tokens - cached
         return charge(self.price, uncached=uncached, cached=cached, output=self.output_tokens)
 
@@ -125,17 +128,17 @@ class Slate:
 
     def shortlist(self, rows: Sequence[int]) -> Shortlist:
         """Copies of some rows."""
-        groups, places = self._groups, [self.place(row) for row in rows]
-        cached = _joined([group.cached_tokens for group in groups])[rows]
-        charged = [group.charge_nano(int(tokens)) for (group, _), tokens in zip(places, cached.tolist(), strict=True)]
+        groups = self._groups
+        firsts = list(accumulate(map(len, groups), initial=0))
+        places = [(groups[number := bisect_right(firsts, row) - 1], row - firsts[number]) for row in rows]
         return Shortlist(
-            worker_ids=tuple([worker.worker_id for _, worker in places]),
+            worker_ids=tuple([group.roster.workers[inside].worker_id for group, inside in places]),
             models=tuple([group.offer.model for group, _ in places]),
             filtered_by=tuple([self._names[number] for number in self._verdicts[rows].tolist()]),
-            cached_tokens=cached,
+            cached_tokens=_joined([group.cached_tokens for group in groups])[rows],
             ttft_ms=_joined([group.estimate.ttft_ms for group in groups])[rows],
             total_ms=_joined([group.estimate.total_ms for group in groups])[rows],
-            charges_nano=np.array(charged, np.int64),
+            charges_nano=_joined([group.exact_charges_nano for group in groups])[rows],
             scores=self.scores[rows],
             requests=_joined([group.columns.requests for group in groups])[rows],
         )

@@ -13,19 +13,20 @@ is given no more. Source of the bucket: the virtual scheduling form of the gener
 import numpy as np
 
 from services.scheduler.domain.limits import Limits
-from services.scheduler.domain.roster import Bools, Columns, Floats
+from services.scheduler.domain.roster import Bools, Figures, Floats, Rows
 
 # However fast answers should be, at least half of a worker's time may go into prompts.
 _LEAST_DUTY = 0.5
 
 
-def duty(columns: Columns, *, tpot_ms: float) -> Floats:
-    """The largest share of each worker's time that may go into prompts."""
-    step, chunk = np.maximum(columns.step_ms, 1e-6), np.maximum(columns.chunk_ms, 1e-6)
+def duty(figures: Figures[float], *, tpot_ms: float) -> float:
+    """The largest share of a worker's time that may go into prompts."""
+    step, chunk = max(figures.step_ms, 1e-6), max(figures.chunk_ms, 1e-6)
+    if chunk <= tpot_ms:
+        return 1.0
     spare = 1 / step - 1 / tpot_ms
-    lost = np.maximum(1 / step - 1 / chunk, 1e-12)
-    found: Floats = np.where(chunk <= tpot_ms, 1.0, np.clip(spare / lost, _LEAST_DUTY, 1.0))
-    return found
+    lost = max(1 / step - 1 / chunk, 1e-12)
+    return min(1.0, max(_LEAST_DUTY, spare / lost))
 
 
 class Pace:
@@ -35,20 +36,20 @@ class Pace:
         self._limits = limits
         self._free_at: Floats = np.zeros(0)
 
-    def allows(self, columns: Columns, *, now: float) -> Bools:
+    def allows(self, numbers: Rows, *, now: float) -> Bools:
         """Which workers may be given a prompt."""
-        ahead_s: Floats = self._times(columns) - now
+        self._reach(int(numbers.max()))
+        ahead_s: Floats = self._free_at[numbers] - now
         return ahead_s <= self._limits.prefill_ahead_ms / 1000
 
-    def given(self, columns: Columns, row: int, *, prefill_ms: float, now: float) -> None:
+    def given(self, figures: Figures[float], *, prefill_ms: float, now: float) -> None:
         """Note that a worker was given a prompt."""
-        free_at = max(now, float(self._times(columns)[row]))
-        share = float(duty(columns, tpot_ms=self._limits.pace_tpot_ms)[row])
-        self._free_at[int(columns.number[row])] = free_at + prefill_ms / share / 1000
+        number = int(figures.number)
+        self._reach(number)
+        share = duty(figures, tpot_ms=self._limits.pace_tpot_ms)
+        self._free_at[number] = max(now, float(self._free_at[number])) + prefill_ms / share / 1000
 
-    def _times(self, columns: Columns) -> Floats:
-        numbers = columns.number.astype(np.intp)
-        most = int(numbers.max()) + 1
-        if most > len(self._free_at):
-            self._free_at = np.concatenate((self._free_at, np.zeros(most - len(self._free_at))))
-        return self._free_at[numbers]
+    def _reach(self, number: int) -> None:
+        more = number + 1 - len(self._free_at)
+        if more > 0:
+            self._free_at = np.concatenate((self._free_at, np.zeros(more)))

@@ -12,7 +12,7 @@ from services.scheduler.domain.board import Board
 from services.scheduler.domain.budgets import Budgets
 from services.scheduler.domain.cost import cached_tokens, estimate, prefill_ms
 from services.scheduler.domain.fairness import OUTPUT_WEIGHT
-from services.scheduler.domain.filters import has_room, required
+from services.scheduler.domain.filters import required
 from services.scheduler.domain.fleet import Fleet
 from services.scheduler.domain.grammar import Binding, Chance, Group, Policy, Slate, Verdicts
 from services.scheduler.domain.index import BlockIndex
@@ -88,8 +88,8 @@ class Placement:
         row = self._policy.picker.pick(slate, self._chance)
         if self._policy.binding is Binding.LATE:
             group, inside = slate.locate(row)
-            prefill = prefill_ms(group.columns, prompt=group.offer.prompt_tokens, cached=group.cached_tokens)
-            self._pace.given(group.columns, inside, prefill_ms=float(prefill[inside]), now=slate.now)
+            figures = group.roster.row(group.roster.workers[inside].worker_id)
+            self._pace.given(figures, prefill_ms=float(group.estimate.prefill_ms[inside]), now=slate.now)
         return row
 
     def room_for(self, models: Iterable[str], excluded: frozenset[str], *, now: float) -> bool:
@@ -100,12 +100,15 @@ class Placement:
         roster = self._view.board.roster(model)
         if not len(roster):
             return False
-        columns, free = roster.columns, roster.columns.ready > 0
-        if self._policy.binding is Binding.LATE:
-            free = has_room(columns, self._limits) & ((columns.requests == 0) | self._pace.allows(columns, now=now))
+        columns, late = roster.columns, self._policy.binding is Binding.LATE
+        rows = np.flatnonzero(columns.room if late else columns.ready)
         if excluded:
-            free &= without(roster.rows, excluded, count=len(roster))
-        return bool(free.any())
+            rows = rows[without(roster.rows, excluded, count=len(roster))[rows]]
+        if not len(rows):
+            return False
+        return (
+            not late or not columns.requests[rows].all() or bool(self._pace.allows(roster.numbers[rows], now=now).any())
+        )
 
     def _expected_output(self, request: Request, offer: Offer) -> int:
         if offer.output_tokens is not None:
@@ -151,7 +154,7 @@ class Placement:
         for offer in request.offers:
             roster = self._view.board.roster(offer.model)
             if len(roster) and offer.block_hashes:
-                blocks = self._view.index.depths(offer.block_hashes)[roster.columns.number.astype(np.intp)]
+                blocks = self._view.index.depths(offer.block_hashes)[roster.numbers]
                 held = cached_tokens(roster.columns, offer, blocks) * (roster.columns.ready > 0)
                 most = max(most, float(held.max()))
         return most
@@ -166,7 +169,7 @@ class Placement:
         if not len(roster):
             return None
         columns, price = roster.columns, self._prices.of(offer.model)
-        blocks = self._view.index.depths(offer.block_hashes)[columns.number.astype(np.intp)]
+        blocks = self._view.index.depths(offer.block_hashes)[roster.numbers]
         cached = cached_tokens(columns, offer, blocks)
         output = self._expected_output(request, offer)
         reported_since = now - 2 * self._limits.report_interval_s

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from services.scheduler.domain.request import Price
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class PriceList:
     """Prices by model, with one for all others."""
 

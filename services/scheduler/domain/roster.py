@@ -7,10 +7,12 @@ import numpy as np
 import numpy.typing as npt
 
 from services.scheduler.domain.lease import Occupancy
+from services.scheduler.domain.limits import Limits
 from services.scheduler.domain.worker import Rates, Worker
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
+Rows = npt.NDArray[np.intp]
 
 NANO = 1_000_000_000
 _NANO_PER_HOUR_TO_UNITS_PER_MS = 1 / (3_600_000 * NANO)
@@ -26,6 +28,8 @@ class Figures(NamedTuple, Generic[T]):
     """The worker's number in the index."""
     ready: T
     """1 if it takes leases, 0 if not."""
+    room: T
+    """1 if it should be given more: neither batch nor cache is full, nor is there much before the next prompt."""
     reported_at: T
     requests: T
     """Requests that it holds."""
@@ -72,7 +76,7 @@ def tpot_ms(rates: Rates, *, batch: int, context_tokens: float = 0) -> float:
     return rates.decode_base_ms + further + rates.decode_ms_per_context_token * context_tokens
 
 
-def figures_of(worker: Worker, held: Occupancy, *, number: int) -> Figures[float]:
+def figures_of(worker: Worker, held: Occupancy, *, number: int, limits: Limits) -> Figures[float]:
     """A worker's figures with what its leases take of it."""
     spec, rates = worker.spec, worker.rates
     batch = min(held.requests + 1, spec.max_num_seqs)
@@ -80,21 +84,25 @@ def figures_of(worker: Worker, held: Occupancy, *, number: int) -> Figures[float
     # Those that wait for a place in the batch hold no context in it.
     context_tokens = held.context_tokens * min(1.0, spec.max_num_seqs / max(1, held.requests))
     step_ms = tpot_ms(rates, batch=batch, context_tokens=context_tokens)
+    backlog_ms, kv_tokens, ready = _backlog_ms(rates, held), spec.kv_tokens, worker.ready
+    short = backlog_ms <= limits.prefill_ahead_ms and held.kv_tokens < kv_tokens
+    place = held.requests < max(1, spec.max_num_seqs + limits.look_ahead)
     return Figures(
         number=number,
-        ready=worker.ready,
+        ready=ready,
+        room=ready and (not held.requests or (short and place)),
         reported_at=worker.reported_at,
         requests=held.requests,
         max_num_seqs=spec.max_num_seqs,
         block_size=spec.block_size,
-        prompt_room=min(spec.context_tokens, spec.kv_tokens),
-        kv_tokens=spec.kv_tokens,
-        kv_room=spec.kv_tokens - held.kv_tokens,
+        prompt_room=min(spec.context_tokens, kv_tokens),
+        kv_tokens=kv_tokens,
+        kv_room=kv_tokens - held.kv_tokens,
         kv_usage=worker.load.kv_usage,
         waiting=worker.load.waiting_requests,
         prefills=held.prefills,
         prefill_tokens=held.prefill_tokens,
-        backlog_ms=_backlog_ms(rates, held),
+        backlog_ms=backlog_ms,
         queue_ms_per_token=beyond * step_ms / spec.max_num_seqs,
         prefill_base_ms=rates.prefill_base_ms,
         prefill_ms_per_token=rates.prefill_ms_per_token,
@@ -120,6 +128,7 @@ class Roster:
         self.rows: dict[str, int] = {}
         self._cells = np.zeros((len(Figures._fields), _FIRST_ROWS))
         self._columns: Columns | None = None
+        self._numbers: Rows | None = None
 
     def __len__(self) -> int:
         return len(self.workers)
@@ -131,22 +140,31 @@ class Roster:
             self._columns = Figures(*self._cells[:, : len(self.workers)])
         return self._columns
 
+    @property
+    def numbers(self) -> Rows:
+        """The column `number`, to index with."""
+        if self._numbers is None:
+            self._numbers = self.columns.number.astype(np.intp)
+        return self._numbers
+
     def put(self, worker: Worker, figures: Figures[float]) -> None:
         """Enter a worker, or what has changed of it."""
         row = self.rows.get(worker.worker_id)
         if row is None:
             row = self.rows[worker.worker_id] = len(self.workers)
             self.workers.append(worker)
-            self._columns = None
+            self._columns = self._numbers = None
             if row == self._cells.shape[1]:
                 self._cells = np.concatenate((self._cells, np.zeros_like(self._cells)), axis=1)
         self.workers[row] = worker
+        if self._cells[0, row] != figures.number:
+            self._numbers = None
         self._cells[:, row] = figures
 
     def remove(self, worker_id: str) -> None:
         """Take a worker out; the last one moves into its row."""
         row, last = self.rows.pop(worker_id), self.workers.pop()
-        self._columns = None
+        self._columns = self._numbers = None
         if row == len(self.workers):
             return
         self.workers[row] = last

@@ -6,43 +6,39 @@ import pytest
 from services.scheduler.domain.lease import LeasePhase, Occupancy
 from services.scheduler.domain.limits import Limits
 from services.scheduler.domain.pace import Pace, duty
-from services.scheduler.domain.roster import Columns, Figures, figures_of
+from services.scheduler.domain.roster import Figures, figures_of
 from services.scheduler.domain.worker import Worker
 from tests.unit.scheduler.making import RATES, Desk, offer, spec
 
 
-def columns(*, chunk_tokens: int, requests: int = 0, number: int = 0) -> Columns:
-    """A fleet of one worker: a step of 10 ms and 1 ms for each further request, a chunk of 5 ms and 1 ms a token."""
+def figures(*, chunk_tokens: int, requests: int = 0, number: int = 0) -> Figures[float]:
+    """A worker: a step of 10 ms and 1 ms for each further request, a chunk of 5 ms and 1 ms a token."""
     held = Occupancy(requests=requests)
     made = spec(max_num_batched_tokens=chunk_tokens, max_num_seqs=64)
     worker = Worker(worker_id="w", epoch="e", endpoint="w:1", spec=made, connection=1, reported_at=0.0, rates=RATES)
-    return Figures(*(np.array([float(figure)]) for figure in figures_of(worker, held, number=number)))
+    return figures_of(worker, held, number=number, limits=Limits())
 
 
 def test_the_duty_leaves_answers_their_pace() -> None:
     """(1/10 - 1/60) / (1/10 - 1/205) of the time for prompts gives a token each 60 ms."""
-    share = float(duty(columns(chunk_tokens=200), tpot_ms=60.0)[0])
+    share = duty(figures(chunk_tokens=200), tpot_ms=60.0)
     assert share == pytest.approx(0.0833333 / 0.0951220, abs=1e-4)
     assert share / 205 + (1 - share) / 10 == pytest.approx(1 / 60)
 
 
 def test_short_chunks_hold_nobody_up() -> None:
     """A chunk that takes no longer than a token may, needs no rest; slow answers leave prompts half of the time."""
-    assert duty(columns(chunk_tokens=55), tpot_ms=60.0)[0] == 1.0
-    assert duty(columns(chunk_tokens=200, requests=63), tpot_ms=60.0)[0] == 0.5
+    assert duty(figures(chunk_tokens=55), tpot_ms=60.0) == 1.0
+    assert duty(figures(chunk_tokens=200, requests=63), tpot_ms=60.0) == 0.5
 
 
 def test_a_prompt_takes_its_worker_longer_than_it_computes() -> None:
     """At a duty of one half a prompt of 600 ms takes 1.2 s; beyond one second ahead, no more is given."""
-    pace, busy = (
-        Pace(Limits(prefill_ahead_ms=1000.0, pace_tpot_ms=60.0)),
-        columns(chunk_tokens=200, requests=63, number=3),
-    )
-    assert pace.allows(busy, now=100.0)[0]
-    pace.given(busy, 0, prefill_ms=600.0, now=100.0)
-    assert not pace.allows(busy, now=100.1)[0]
-    assert pace.allows(busy, now=100.2)[0]
-    assert pace.allows(columns(chunk_tokens=200, number=2), now=100.0)[0], "another worker is not held up"
+    pace, both = Pace(Limits(prefill_ahead_ms=1000.0, pace_tpot_ms=60.0)), np.array([3, 2])
+    assert pace.allows(both, now=100.0).all()
+    pace.given(figures(chunk_tokens=200, requests=63, number=3), prefill_ms=600.0, now=100.0)
+    assert pace.allows(both, now=100.1).tolist() == [False, True], "another worker is not held up"
+    assert pace.allows(both, now=100.2).all()
 
 
 def test_prompts_wait_in_the_scheduler() -> None:

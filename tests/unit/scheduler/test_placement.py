@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from services.scheduler.domain.cost import cached_tokens, charge, estimate
 from services.scheduler.domain.kv import Delta, Stored
 from services.scheduler.domain.lease import NOTHING, LeasePhase, Occupancy, Usage
+from services.scheduler.domain.limits import Limits
 from services.scheduler.domain.request import Offer
 from services.scheduler.domain.roster import Columns, Figures, figures_of, tpot_ms
 from services.scheduler.domain.worker import DEFAULT_RATES, Load, Rates, Worker
@@ -26,7 +27,9 @@ def worker(**changed: object) -> Worker:
 
 def one_row(held: Occupancy = NOTHING, **changed: object) -> Columns:
     """The columns of a fleet of one worker."""
-    return Figures(*(np.array([float(figure)]) for figure in figures_of(worker(**changed), held, number=0)))
+    return Figures(
+        *(np.array([float(figure)]) for figure in figures_of(worker(**changed), held, number=0, limits=Limits()))
+    )
 
 
 def cached(columns: Columns, one: Offer, blocks: int) -> float:

@@ -7,7 +7,6 @@ worker that has it) is never taken, as with an infinite balancing threshold. Its
 objectives is admission's, for all policies alike. Source: Qin et al., "Mooncake" (FAST 2025), Algorithm 1.
 """
 
-from services.scheduler.domain.cost import prefill_ms
 from services.scheduler.domain.grammar import BestScore, Binding, Group, Policy, Weighted
 from services.scheduler.domain.request import Request
 from services.scheduler.domain.roster import Floats
@@ -17,8 +16,7 @@ class ShortestTtft:
     """Scores the negative time to the first token, in milliseconds."""
 
     def score(self, group: Group, _request: Request, _now: float, /) -> Floats:
-        columns = group.columns
-        return -(columns.backlog_ms + prefill_ms(columns, prompt=group.offer.prompt_tokens, cached=group.cached_tokens))
+        return -(group.columns.backlog_ms + group.estimate.prefill_ms)
 
 
 def mooncake() -> Policy:

@@ -14,7 +14,7 @@ copy. What it costs the answers that run there is left to their pace (domain/pac
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from services.scheduler.domain.cost import Objectives, late, marginal, prefill_ms
+from services.scheduler.domain.cost import Objectives, late, marginal
 from services.scheduler.domain.grammar import BestScore, Group, Policy, Weighted
 from services.scheduler.domain.request import Priority, Request
 from services.scheduler.domain.roster import Bools, Floats
@@ -63,11 +63,10 @@ class Delay:
 
     def score(self, group: Group, request: Request, now: float, /) -> Floats:
         columns, weights = group.columns, self.weights
-        prefill = prefill_ms(columns, prompt=group.offer.prompt_tokens, cached=group.cached_tokens)
         delayed = weights.always + weights.behind * _mean(columns.prefills, columns.ready > 0)
         left_ms = 1000 * (request.deadline_at - now)
         per_ms = marginal(group.estimate, self.objectives[request.priority], left_ms=left_ms)
-        return -prefill * per_ms * delayed
+        return -group.estimate.prefill_ms * per_ms * delayed
 
 
 def _mean(column: Floats, rows: Bools) -> float:
