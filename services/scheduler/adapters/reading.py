@@ -139,6 +139,8 @@ def grant_of(message: pb.LeaseGrant, *, timeline: Timeline) -> Grant:
         predicted_cached_tokens=min(message.predicted_cached_tokens, message.prompt_tokens),
         retrieved_tokens=message.retrieved_tokens,
         answers=message.answers or 1,
+        expected_output=message.expected_output_tokens,
+        offered=tuple(message.offered_models),
     )
 
 

@@ -80,13 +80,15 @@ def grant_message(grant: Grant, *, timeline: Timeline) -> pb.LeaseGrant:
         retrieved_tokens=grant.retrieved_tokens,
         requested_model=grant.requested_model,
         answers=grant.answers,
+        expected_output_tokens=grant.expected_output,
+        offered_models=grant.offered,
     )
 
 
+@lru_cache(maxsize=_MAX_DECISIONS)
 def decision_message(decision: Decision, *, scheduler_id: str, prices: PriceList) -> DecisionMessage:
     """The record for the caller and for the journal: the same message to both, so nobody may change it."""
     message = DecisionMessage(
-@lru_cache(maxsize=_MAX_DECISIONS)
         request_id=decision.request_id,
         attempt=decision.attempt,
         lease_id=decision.lease_id,

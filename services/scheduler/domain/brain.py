@@ -106,7 +106,7 @@ class Brain:
         )
         self.demand = Demand(self.fleet, self.book, self.queue, limits=demand_limits or DemandLimits())
         self.spend = Spend(now=started_at)
-        self._workforce = Workforce(view, self.fair, self.spend, limits)
+        self._workforce = Workforce(view, self._placement, self.fair, self.spend, limits)
         self._started_at = started_at
 
     def apply(self, stimulus: Stimulus, now: float) -> list[Instruction]:

@@ -5,9 +5,8 @@ import math
 from services.kit.errors import DownstackError, Reason, Violations
 from services.scheduler.domain.lease import MAX_ANSWERS
 from services.scheduler.domain.limits import Limits
-from services.scheduler.domain.request import Offer, Request
+from services.scheduler.domain.request import MAX_OFFERS, Offer, Request
 
-MAX_OFFERS = 16
 MAX_EXCLUDED = 256
 MAX_LABELS = 64
 MAX_ID_BYTES = 256

@@ -8,7 +8,7 @@ from services.scheduler.domain.admission import Admission
 from services.scheduler.domain.affordable import unaffordable
 from services.scheduler.domain.budget import reserved
 from services.scheduler.domain.decision import Decision, reason_of, shortlist
-from services.scheduler.domain.fairness import FairShare, contest_of
+from services.scheduler.domain.fairness import FairShare, offered_by
 from services.scheduler.domain.grammar import Group, Slate
 from services.scheduler.domain.instructions import Instruction, Place, Refuse
 from services.scheduler.domain.lease import Grant
@@ -117,10 +117,10 @@ class Dispatcher:
         best = kept.first(2)
         cached = best[0].cached_tokens
         offer, output = group.offer, group.output_tokens
-        terms = self._terms(entry, offer, worker, cached=cached, now=now)
+        terms = self._terms(entry, offer, worker, cached=cached, output=output, now=now)
         warnings = self._budgets.warnings(reserved(terms))
-        lease = self._book.grant(terms, expected_output=output)
-        self._fair.charge(lease, contest_of(request))
+        lease = self._book.grant(terms)
+        self._fair.charge(lease)
         exact = worker.spec.kv_events
         life = self._limits.predicted_life_s if exact else self._limits.approximate_life_s
         at_most = None if exact else worker.spec.kv_blocks
@@ -153,7 +153,7 @@ class Dispatcher:
             budget_warnings=warnings,
         )
 
-    def _terms(self, entry: Waiting, offer: Offer, worker: Worker, *, cached: int, now: float) -> Grant:
+    def _terms(self, entry: Waiting, offer: Offer, worker: Worker, *, cached: int, output: int, now: float) -> Grant:
         request = entry.request
         return Grant(
             lease_id=self._new_lease_id(),
@@ -179,6 +179,8 @@ class Dispatcher:
             predicted_cached_tokens=cached,
             retrieved_tokens=request.retrieved_tokens,
             answers=request.answers,
+            expected_output=output,
+            offered=offered_by(request),
         )
 
     def _remember(self, decision: Decision) -> None:

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from services.scheduler.domain.lease import Lease
+from services.scheduler.domain.lease import Grant, Lease
 from services.scheduler.domain.limits import Limits
 from services.scheduler.domain.request import Priority, Request
 
@@ -28,7 +28,16 @@ class ContestKey(NamedTuple):
 
 def contest_of(request: Request) -> ContestKey:
     """The contest that a request takes part in."""
-    return ContestKey(request.priority, tuple(sorted({offer.model for offer in request.offers})))
+    return ContestKey(request.priority, offered_by(request))
+
+
+def offered_by(request: Request) -> tuple[str, ...]:
+    """The models that may answer a request, sorted."""
+    return tuple(sorted({offer.model for offer in request.offers}))
+
+
+def _contest_of(grant: Grant) -> ContestKey:
+    return ContestKey(grant.priority, grant.offered or (grant.model,))
 
 
 class _Charge(NamedTuple):
@@ -70,9 +79,10 @@ class FairShare:
         if len(self._charged) > self._max_accounts:
             self._charged.popitem(last=False)
 
-    def charge(self, lease: Lease, contest: ContestKey) -> None:
+    def charge(self, lease: Lease) -> None:
         """Charge a placement as predicted, and raise the level to where the tenant stood."""
-        tenant_id, standing = lease.grant.tenant_id, self.standing(contest, lease.grant.tenant_id)
+        contest, tenant_id = _contest_of(lease.grant), lease.grant.tenant_id
+        standing = self.standing(contest, tenant_id)
         tokens = (lease.uncached_tokens + OUTPUT_WEIGHT * lease.expected_output) / self.weight(tenant_id)
         self._levels[contest] = max(self.level(contest), standing)
         self._levels.move_to_end(contest)

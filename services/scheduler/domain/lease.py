@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from services.scheduler.domain.request import Price, Priority
+from services.scheduler.domain.request import MAX_OFFERS, Price, Priority
 
 # With the longest prompt and these, a cost stays within 64 bits.
 MAX_PRICE = 10**11
@@ -66,12 +66,18 @@ class Grant:
     predicted_cached_tokens: int
     retrieved_tokens: int
     answers: int = 1
+    expected_output: int = 0
+    """Tokens that the answer was expected to have. 0: not known."""
+    offered: tuple[str, ...] = ()
+    """The models that could have answered, sorted."""
 
     def plausible(self, *, max_tokens: int) -> bool:
         """Whether a grant that a worker tells of can be one that a scheduler made."""
         counts = (self.prompt_tokens, self.max_output_tokens)
         prices = (self.price.input_nano, self.price.cached_nano, self.price.output_nano)
-        return all(1 <= count <= max_tokens for count in counts) and all(0 <= each <= MAX_PRICE for each in prices)
+        if not all(1 <= count <= max_tokens for count in counts) or len(self.offered) > MAX_OFFERS:
+            return False
+        return all(0 <= each <= MAX_PRICE for each in prices)
 
     def allows(self, usage: "Usage") -> bool:
         """Whether a lease of this grant can have consumed that."""
@@ -134,12 +140,16 @@ class Lease:
     """
 
     grant: Grant
-    expected_output: int
     phase: LeasePhase = LeasePhase.GRANTED
     usage: Usage | None = None
     released: bool = False
     orphaned_at: float | None = None
     counted: Occupancy = NOTHING
+
+    @property
+    def expected_output(self) -> int:
+        """The answer's tokens as predicted; at most what was granted."""
+        return min(self.grant.expected_output or self.grant.max_output_tokens, self.grant.max_output_tokens)
 
     @property
     def uncached_tokens(self) -> int:

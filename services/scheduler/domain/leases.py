@@ -40,7 +40,10 @@ class Due:
 
 
 class LeaseBook:
-    """All live leases, and the ids of those that ended not long ago. One request's attempt has at most one lease.
+    """All live leases, and the ids of those that ended not long ago.
+
+    One request's attempt runs once. Two schedulers may have granted it, as the answer of the first got lost: the lease
+    that is started stands for it, the other one can only end.
 
     Budgets count each lease as long as it is in the book, and what it cost when it leaves.
     `changed` names the workers whose occupancy changed; who renews what it keeps of them empties it.
@@ -88,15 +91,15 @@ class LeaseBook:
         """Whether the lease ended not long ago."""
         return lease_id in self._ended
 
-    def grant(self, grant: Grant, *, expected_output: int) -> Lease:
+    def grant(self, grant: Grant) -> Lease:
         """Enter a new lease."""
-        return self._enter(Lease(grant=grant, expected_output=expected_output))
+        return self._enter(Lease(grant=grant))
 
     def _enter(self, lease: Lease) -> Lease:
         grant = lease.grant
         assert grant.lease_id not in self._leases
         self._leases[grant.lease_id] = lease
-        self._by_attempt[(grant.tenant_id, grant.request_id, grant.attempt)] = grant.lease_id
+        self._by_attempt[_attempt_of(grant)] = grant.lease_id
         self._by_worker.setdefault(grant.worker_id, set()).add(grant.lease_id)
         self._by_tenant[grant.tenant_id] = self._by_tenant.get(grant.tenant_id, 0) + 1
         self._recount(lease)
@@ -125,6 +128,8 @@ class LeaseBook:
         if _ORDER[state.phase] > _ORDER[lease.phase]:
             lease.phase = state.phase
         self._recount(lease)
+        if lease.phase is not LeasePhase.FINISHED and self._by_attempt.get(_attempt_of(lease.grant)) != state.lease_id:
+            return Report.FENCED, None
         if lease.phase is LeasePhase.FINISHED:
             self.end(lease)
             return Report.FINISHED, lease
@@ -141,10 +146,13 @@ class LeaseBook:
             return Report.UNKNOWN, None
         if grant.lease_id != state.lease_id or (grant.worker_id, grant.worker_epoch) != (worker_id, epoch):
             return Report.FENCED, None
-        if (grant.tenant_id, grant.request_id, grant.attempt) in self._by_attempt:
+        rival = self.of_attempt(*_attempt_of(grant))
+        if rival is not None and rival.phase is not LeasePhase.GRANTED:
             return Report.FENCED, None
+        if rival is not None:
+            self.release(rival.grant.lease_id)
         usage = state.usage if state.usage is not None and grant.allows(state.usage) else None
-        lease = Lease(grant=grant, expected_output=grant.max_output_tokens, phase=state.phase, usage=usage)
+        lease = Lease(grant=grant, phase=state.phase, usage=usage)
         return Report.ADOPTED, self._enter(lease)
 
     def orphan(self, lease: Lease, *, now: float) -> None:
@@ -186,7 +194,8 @@ class LeaseBook:
         self._uncount(lease)
         self._budgets.settle(grant.lease_id, used(grant, lease.usage))
         del self._leases[grant.lease_id]
-        del self._by_attempt[(grant.tenant_id, grant.request_id, grant.attempt)]
+        if self._by_attempt.get(_attempt_of(grant)) == grant.lease_id:
+            del self._by_attempt[_attempt_of(grant)]
         held = self._by_worker[grant.worker_id]
         held.remove(grant.lease_id)
         if not held:
@@ -223,12 +232,17 @@ class LeaseBook:
             assert grant.lease_id == lease_id
             assert lease_id not in self._ended
             assert lease.phase is not LeasePhase.FINISHED
-            assert self._by_attempt[(grant.tenant_id, grant.request_id, grant.attempt)] == lease_id
+            standing = self._by_attempt.get(_attempt_of(grant), lease_id)
+            assert standing == lease_id or lease.released
             by_worker.setdefault(grant.worker_id, set()).add(lease_id)
             occupied[grant.worker_id] = occupied.get(grant.worker_id, NOTHING).plus(lease.occupancy())
         assert by_worker == self._by_worker
         assert occupied == self._occupied
-        assert len(self._by_attempt) == len(self._leases)
+        assert all(_attempt_of(self._leases[lease_id].grant) == each for each, lease_id in self._by_attempt.items())
         assert sum(self._by_tenant.values()) == len(self._leases)
         assert len(self._ended) <= self._limits.max_ended_leases
         assert all(self._due_at <= self._ending(lease)[0] for lease in self._leases.values())
+
+
+def _attempt_of(grant: Grant) -> tuple[str, str, int]:
+    return (grant.tenant_id, grant.request_id, grant.attempt)

@@ -16,6 +16,7 @@ from services.scheduler.domain.filters import required
 from services.scheduler.domain.fleet import Fleet
 from services.scheduler.domain.grammar import Binding, Chance, Group, Policy, Slate, Verdicts
 from services.scheduler.domain.index import BlockIndex
+from services.scheduler.domain.lease import Lease
 from services.scheduler.domain.leases import LeaseBook
 from services.scheduler.domain.lengths import OutputLengths
 from services.scheduler.domain.limits import Limits
@@ -91,6 +92,18 @@ class Placement:
             figures = group.roster.row(group.roster.workers[inside].worker_id)
             self._pace.given(figures, prefill_ms=float(group.estimate.prefill_ms[inside]), now=slate.now)
         return row
+
+    def given_elsewhere(self, lease: Lease, *, now: float) -> None:
+        """Another scheduler gave a worker a prompt: its time counts as if it had been given here."""
+        roster = self._view.board.roster(lease.grant.model)
+        row = roster.rows.get(lease.grant.worker_id)
+        if row is None or self._policy.binding is not Binding.LATE:
+            return
+        grant, columns = lease.grant, roster.columns
+        cached = np.full(len(roster), float(grant.predicted_cached_tokens))
+        prefill = prefill_ms(columns, prompt=grant.prompt_tokens, cached=cached)
+        figures = roster.row(grant.worker_id)
+        self._pace.given(figures, prefill_ms=float(prefill[row]), now=now)
 
     def room_for(self, models: Iterable[str], excluded: frozenset[str], *, now: float) -> bool:
         """Whether some worker of these models might take one more request: a cheap look before evaluating."""

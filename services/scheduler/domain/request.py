@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
+MAX_OFFERS = 16
+
 
 class Priority(IntEnum):
     """The class of a request; a lower number is served first."""

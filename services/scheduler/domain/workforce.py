@@ -20,7 +20,7 @@ from services.scheduler.domain.kv import Delta, SnapshotPart
 from services.scheduler.domain.lease import Lease, LeasePhase, LeaseState
 from services.scheduler.domain.leases import Report
 from services.scheduler.domain.limits import Limits
-from services.scheduler.domain.placement import View
+from services.scheduler.domain.placement import Placement, View
 from services.scheduler.domain.spend import Spend
 from services.scheduler.domain.stimuli import Leaving, WorkerHello
 from services.scheduler.domain.stimuli import Report as Said
@@ -34,9 +34,10 @@ MAX_SEQS, MAX_TOKENS, MAX_BLOCKS = 65_536, 1 << 28, 1 << 28
 class Workforce:
     """Applies what workers say to the fleet, the index and the leases."""
 
-    def __init__(self, view: View, fair: FairShare, spend: Spend, limits: Limits) -> None:
+    def __init__(self, view: View, placement: Placement, fair: FairShare, spend: Spend, limits: Limits) -> None:
         self._fleet, self._index, self._book = view.fleet, view.index, view.book
         self._lengths = view.lengths
+        self._placement = placement
         self._fair = fair
         self._spend = spend
         self._limits = limits
@@ -162,12 +163,20 @@ class Workforce:
                 cancelled.append(state.lease_id)
             if verdict is Report.FINISHED and lease is not None:
                 self._learn(lease, now)
+            if verdict is Report.ADOPTED and lease is not None:
+                self._adopted(lease, now)
         if states:
             self._fleet.touch()
         if acknowledged:
             found.append(Acknowledge(worker.connection, tuple(acknowledged)))
         if cancelled:
             found.append(Cancel(worker.connection, tuple(cancelled)))
+
+    def _adopted(self, lease: Lease, now: float) -> None:
+        """Another scheduler granted it, or this one before it was started anew: count it as if it had been now."""
+        self._fair.charge(lease)
+        if lease.phase is LeasePhase.STARTED:
+            self._placement.given_elsewhere(lease, now=now)
 
     def _learn(self, lease: Lease, now: float) -> None:
         self._fair.settle(lease)

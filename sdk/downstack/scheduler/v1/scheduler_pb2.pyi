@@ -835,6 +835,8 @@ class LeaseGrant(google.protobuf.message.Message):
     RETRIEVED_TOKENS_FIELD_NUMBER: builtins.int
     REQUESTED_MODEL_FIELD_NUMBER: builtins.int
     ANSWERS_FIELD_NUMBER: builtins.int
+    EXPECTED_OUTPUT_TOKENS_FIELD_NUMBER: builtins.int
+    OFFERED_MODELS_FIELD_NUMBER: builtins.int
     lease_id: builtins.str
     """lease_id is the lease."""
     request_id: builtins.str
@@ -873,6 +875,8 @@ class LeaseGrant(google.protobuf.message.Message):
     """requested_model is what the caller asked for."""
     answers: builtins.int
     """answers is the number of answers, each of at most max_output_tokens. 0 stands for 1."""
+    expected_output_tokens: builtins.int
+    """expected_output_tokens is the answer's length as predicted: other schedulers count with it. 0: not known."""
     @property
     def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
         """labels are copied to the ledger."""
@@ -888,6 +892,10 @@ class LeaseGrant(google.protobuf.message.Message):
     @property
     def expires_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """expires_at is when the ticket can no longer be used."""
+
+    @property
+    def offered_models(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """offered_models are the models that could have answered, sorted. Empty: only model."""
 
     def __init__(
         self,
@@ -915,9 +923,11 @@ class LeaseGrant(google.protobuf.message.Message):
         retrieved_tokens: builtins.int = ...,
         requested_model: builtins.str = ...,
         answers: builtins.int = ...,
+        expected_output_tokens: builtins.int = ...,
+        offered_models: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["expires_at", b"expires_at", "granted_at", b"granted_at", "price", b"price"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["adapter", b"adapter", "answers", b"answers", "attempt", b"attempt", "cache_salt", b"cache_salt", "conversation_id", b"conversation_id", "expires_at", b"expires_at", "granted_at", b"granted_at", "key_id", b"key_id", "labels", b"labels", "lease_id", b"lease_id", "max_output_tokens", b"max_output_tokens", "model", b"model", "predicted_cached_tokens", b"predicted_cached_tokens", "price", b"price", "priority", b"priority", "prompt_tokens", b"prompt_tokens", "queue_ms", b"queue_ms", "request_id", b"request_id", "requested_model", b"requested_model", "retrieved_tokens", b"retrieved_tokens", "tenant_id", b"tenant_id", "worker_epoch", b"worker_epoch", "worker_id", b"worker_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["adapter", b"adapter", "answers", b"answers", "attempt", b"attempt", "cache_salt", b"cache_salt", "conversation_id", b"conversation_id", "expected_output_tokens", b"expected_output_tokens", "expires_at", b"expires_at", "granted_at", b"granted_at", "key_id", b"key_id", "labels", b"labels", "lease_id", b"lease_id", "max_output_tokens", b"max_output_tokens", "model", b"model", "offered_models", b"offered_models", "predicted_cached_tokens", b"predicted_cached_tokens", "price", b"price", "priority", b"priority", "prompt_tokens", b"prompt_tokens", "queue_ms", b"queue_ms", "request_id", b"request_id", "requested_model", b"requested_model", "retrieved_tokens", b"retrieved_tokens", "tenant_id", b"tenant_id", "worker_epoch", b"worker_epoch", "worker_id", b"worker_id"]) -> None: ...
 
 global___LeaseGrant = LeaseGrant
 
