@@ -64,7 +64,7 @@ def prepare_environment(settings: WorkerSettings) -> None:
 
 def engine_arguments(settings: WorkerSettings, *, scratch: Path) -> Any:
     """VLLM's AsyncEngineArgs; its sockets are in the folder `scratch`."""
-    from vllm.config import KVEventsConfig  # noqa: PLC0415
+    from vllm.config import KVEventsConfig, StructuredOutputsConfig  # noqa: PLC0415
     from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: PLC0415
     from vllm.platforms import current_platform  # noqa: PLC0415
 
@@ -92,6 +92,8 @@ def engine_arguments(settings: WorkerSettings, *, scratch: Path) -> Any:
         distributed_executor_backend="uni" if on_cpu else None,
         worker_extension_cls="services.worker.adapters.vllm.child.EngineChild",
         disable_log_stats=True,
+        # Left to itself vLLM takes the backend that an earlier request took, and so refuses by chance.
+        structured_outputs_config=StructuredOutputsConfig(backend="xgrammar"),
         # Tells with the statistics of each step what was in it.
         enable_logging_iteration_details=True,
         kv_events_config=KVEventsConfig(
