@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 
 import structlog
@@ -16,10 +17,15 @@ _LONGEST_S = 3.0
 _SALT = "calibration"
 # Kernels settle with these: their times say nothing.
 _WARM_UP = (Probe(-1, 16), Probe(-2, 16, requests=2, answer_tokens=2))
+# vLLM tells what it forgot with its next step; this one makes a step, and is too short to leave a block.
+_LAST = Probe(-3, 2, answer_tokens=1)
 
 
-async def calibrate(engine: Engine, rates: RateEstimate) -> None:
-    """Runs requests for about three seconds at most; what the estimate makes of them is where it falls back to."""
+async def calibrate(engine: Engine, rates: RateEstimate, *, forget: Callable[[], Awaitable[bool]]) -> None:
+    """Runs requests for about three seconds at most; what the estimate makes of them is where it falls back to.
+
+    Afterwards `forget` is to empty the engine's cache, and returns whether it did.
+    """
     began, declared = time.monotonic(), rates.current()
     spec, done = engine.spec, 0
     texts = set[int]()
@@ -36,6 +42,9 @@ async def calibrate(engine: Engine, rates: RateEstimate) -> None:
         texts.add(probe.text)
         done += 1
     rates.restart(rates.current())
+    if not await forget():
+        _log.warning("calibration_left_a_cache")
+    await _run(engine, _LAST)
     found = {name: round(value, 6) for name, value in asdict(rates.current()).items()}
     _log.info("engine_calibrated", seconds=round(time.monotonic() - began, 2), probes=done, **found)
 

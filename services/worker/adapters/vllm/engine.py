@@ -118,8 +118,7 @@ class VllmEngine:
         if kv is not None:
             self._events = Subscription(endpoint=kv.endpoint, replay_endpoint=kv.replay_endpoint)
         if self._calibration != "off" and kv is not None:
-            await calibrate(self, self._gauges.rates)
-            await llm.reset_prefix_cache()
+            await calibrate(self, self._gauges.rates, forget=llm.reset_prefix_cache)
         self._pulse = Pulse(
             lambda: llm.collective_rpc("answer"), steps=lambda: self._gauges.steps, pids=tuple(self._pids)
         )
