@@ -1,7 +1,5 @@
 """The journal on the outbox: facts become events on Kafka."""
 
-from dataclasses import replace
-
 from downstack.events.v1.events_pb2 import Administered, AuditRecorded, BudgetPassed, UsageRecorded, WorkerChanged
 from downstack.scheduler.v1.scheduler_pb2 import LeaseGrant
 from downstack.types.v1.usage_pb2 import FinishReason, Timings, UsageSource
@@ -39,6 +37,9 @@ class OutboxJournal:
         self._outbox.check_open()
 
     async def decided(self, decision: Decision, grant: Grant) -> None:
+        message = grant_message(grant, timeline=self._timeline)
+        # The salt protects the tenant's cache, and a record has no use for it.
+        message.ClearField("cache_salt")
         record = AuditRecorded(
             tenant_id=decision.tenant_id,
             request_id=decision.request_id,
@@ -47,8 +48,7 @@ class OutboxJournal:
             key_id=grant.key_id,
             occurred_at=self._timeline.stamp(decision.decided_at),
             decided=decision_message(decision, scheduler_id=self._scheduler_id, prices=self._prices),
-            # The salt protects the tenant's cache, and a record has no use for it.
-            grant=grant_message(replace(grant, cache_salt=""), timeline=self._timeline),
+            grant=message,
         )
         event = audit_event(record, source=self._source, kind="decided", id_parts=[decision.lease_id])
         await self._outbox.append(event)

@@ -104,7 +104,12 @@ class BlockIndex:
         before: tuple[int | None, int | None] = (-1, -1)
         for start in range(0, len(hashes), _STRIDE):
             blocks = hashes[start : start + _STRIDE]
-            held, guessed = tuple(self._owners.of(blocks)), tuple(self._predictions.owners(blocks))
+            held = tuple(self._owners.of(blocks))
+            if self._all_hold(held, alive):
+                # Whatever is predicted adds nothing to it.
+                depth += len(blocks)
+                continue
+            guessed = tuple(self._predictions.owners(blocks))
             if held.count(before[0]) == len(blocks) == guessed.count(before[1]):
                 depth += len(blocks)
                 continue
@@ -122,6 +127,11 @@ class BlockIndex:
         if depth:
             levels.append((alive, depth))
         return levels
+
+    def _all_hold(self, held: tuple[int | None, ...], alive: int) -> bool:
+        """Whether these owners are the same throughout, and all that are left are among those believed."""
+        first = held[0]
+        return first is not None and first & self._trusted & alive == alive and held.count(first) == len(held)
 
     def predict(
         self, worker_id: str, hashes: Sequence[int], *, known: int = 0, until: float, at_most: int | None = None
