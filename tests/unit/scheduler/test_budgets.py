@@ -122,7 +122,7 @@ def test_what_open_leases_may_leave_over_is_worth_asking_for_soon() -> None:
         ({"period": Period.MONTH}, True),
     ],
 )
-def test_whose_spending_a_budget_limits(of: dict[str, Any], counts: bool) -> None:
+def test_whose_spending_a_budget_limits(of: dict[str, Any], *, counts: bool) -> None:
     """A tenant's, a key's, a model's, or a key's on a model."""
     budgets = make(budget(1000, **of))
     budgets.settle("a", amount(1000))
