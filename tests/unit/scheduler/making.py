@@ -55,8 +55,15 @@ class Desk:
     """A brain and a hand on its clock; every stimulus is followed by a check of all invariants."""
 
     def __init__(
-        self, *, policy: str = "worth", seed: int = 1, known_models: Sequence[str] = (), **limits: Any
+        self,
+        *,
+        policy: str = "worth",
+        seed: int = 1,
+        known_models: Sequence[str] = (),
+        name: str = "",
+        **limits: Any,
     ) -> None:
+        """`name` is what its leases begin with, where there are several."""
         self.now = 1_000.0
         self.limits = Limits(**{"settle_s": 0.0, **limits})
         self._ids = itertools.count(1)
@@ -66,7 +73,7 @@ class Desk:
             policy=policies(DEFAULT_OBJECTIVES, value=1.0)[policy](),
             prices=PriceList({}, PRICE),
             chance=random.Random(seed),
-            new_lease_id=lambda: f"lse_{next(self._ids):04}",
+            new_lease_id=lambda: f"lse_{name}{next(self._ids):04}",
             known_models=known_models,
             started_at=self.now,
         )

@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from services.scheduler.domain.instructions import Place, Refuse
-from services.scheduler.domain.lease import LeasePhase, LeaseState, Usage
+from services.scheduler.domain.lease import Grant, LeasePhase, LeaseState, Usage
 from services.scheduler.domain.request import Priority
 from services.scheduler.domain.stimuli import PlaceRequested, Stimulus, Tick, WorkerReported
 from tests.unit.scheduler.making import RATES, Desk, offer
 
 SEATS = 4
+# From the start of a lease to when the other schedulers know of it: a worker's pause between reports, and the ways.
+HEARD_AFTER_S = 0.022
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,13 +78,15 @@ class _Engine:
 
 
 class Toy:
-    """Runs arrivals to their ends."""
+    """Runs arrivals to their ends; of several schedulers each gets the next one."""
 
-    def __init__(self, *, workers: int = 1, **limits: object) -> None:
-        self.desk = Desk(**limits)  # type: ignore[arg-type]
+    def __init__(self, *, workers: int = 1, schedulers: int = 1, **limits: object) -> None:
+        names = [f"{number}_" for number in range(schedulers)]
+        self.desks = [Desk(name=name, **limits) for name in names]  # type: ignore[arg-type]
+        self.desk = self.desks[0]
         self._engines = {f"w{number}": _Engine() for number in range(workers)}
-        for worker_id in self._engines:
-            self.desk.hello(worker_id, max_num_seqs=SEATS, kv_events=False, kv_blocks=4096)
+        for desk, worker_id in itertools.product(self.desks, self._engines):
+            desk.hello(worker_id, max_num_seqs=SEATS, kv_events=False, kv_blocks=4096)
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
         self._fates: dict[int, Fate] = {}
@@ -95,10 +99,11 @@ class Toy:
         for arrival in arrivals:
             self._at(arrival.at, lambda arrival=arrival: self._ask(arrival))  # type: ignore[misc]
         for tick in range(int(until * 10)):
-            self._at(tick / 10, lambda: self._apply(Tick()))
+            self._at(tick / 10, self._tick)
         while self._events and self._events[0][0] <= until:
             at, _, action = heapq.heappop(self._events)
-            self.desk.now = self._start + at
+            for desk in self.desks:
+                desk.now = self._start + at
             action()
         return list(self._fates.values())
 
@@ -109,25 +114,40 @@ class Toy:
     def _at(self, when: float, action: Callable[[], None]) -> None:
         heapq.heappush(self._events, (when, next(self._numbers), action))
 
+    def _tick(self) -> None:
+        for desk in self.desks:
+            self._apply(desk, Tick())
+
     def _ask(self, arrival: Arrival) -> None:
         call = len(self._fates) + 1
+        desk = self.desks[call % len(self.desks)]
         self._fates[call] = Fate(arrival=arrival)
-        request = self.desk.request(
+        request = desk.request(
             f"r{call}",
             tenant_id=arrival.tenant,
             priority=arrival.priority,
             offers=(offer(arrival.prompt, block_size=0, block_hashes=(), output_tokens=arrival.output),),
-            deadline_at=self.desk.now + arrival.patience_s,
+            deadline_at=desk.now + arrival.patience_s,
         )
-        self._apply(PlaceRequested(call, request))
+        self._apply(desk, PlaceRequested(call, request))
 
-    def _apply(self, stimulus: Stimulus) -> None:
-        for each in self.desk.brain.apply(stimulus, self.desk.now):
+    def _tell(self, worker_id: str, states: Sequence[LeaseState]) -> None:
+        for desk in self.desks:
+            self._apply(desk, WorkerReported(desk.connections[worker_id], worker_id, tuple(states)))
+
+    def _started(self, grant: Grant) -> None:
+        if self._leases[grant.lease_id].finished_at is None:
+            self._tell(grant.worker_id, [LeaseState(lease_id=grant.lease_id, phase=LeasePhase.STARTED, grant=grant)])
+
+    def _apply(self, desk: Desk, stimulus: Stimulus) -> None:
+        for each in desk.brain.apply(stimulus, desk.now):
             match each:
                 case Place(call, grant):
                     self._leases[grant.lease_id] = self._fates[call]
                     self._outputs[grant.lease_id] = self._fates[call].arrival.output
                     self._engines[grant.worker_id].waiting.append(each)
+                    if len(self.desks) > 1:
+                        self._at(self._clock + HEARD_AFTER_S, lambda grant=grant: self._started(grant))  # type: ignore[misc]
                     self._wake(grant.worker_id)
                 case Refuse(call, error):
                     self._fates[call].refused = error.reason.value
@@ -153,7 +173,7 @@ class Toy:
                 for lease_id in ended
             ]
             if states:
-                self._apply(WorkerReported(self.desk.connections[worker_id], worker_id, tuple(states)))
+                self._tell(worker_id, states)
             self._wake(worker_id)
 
         self._at(self._clock + took, done)
