@@ -3,6 +3,7 @@
 import dataclasses
 import sqlite3
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 from pathlib import Path
 
 from services.kit.errors import StartupError
@@ -19,6 +20,7 @@ CREATE TABLE events (
 )
 """
 _COLUMNS = "id, source, type, topic, key, payload, time, subject, traceparent"
+_values = attrgetter(*_COLUMNS.split(", "))
 _INSERT = f"INSERT INTO events (appended_at, bytes, {_COLUMNS}) VALUES (?, ?{', ?' * 9})"  # noqa: S608 - our columns
 _READ = f"SELECT seq, bytes, {_COLUMNS} FROM events ORDER BY seq LIMIT ?"  # noqa: S608 - the same
 # Around each payload: its attributes, the row, and the index.
@@ -79,7 +81,7 @@ class Journal:
             self._connection.execute("ROLLBACK")
 
     def append(self, events: Iterable[Event], *, now: float) -> None:
-        rows = [(now, size_of(event), *dataclasses.astuple(event)) for event in events]
+        rows = [(now, size_of(event), *_values(event)) for event in events]
         self._connection.executemany(_INSERT, rows)
 
     def read(self, limit: int) -> list[Entry]:

@@ -13,6 +13,8 @@ from services.kit.events.journal import Journal
 from services.kit.events.metrics import OUTBOX_COMMIT
 
 _MAX_GROUP = 1000
+# While work comes faster than the disk confirms it, a commit waits this long for more to share its cost.
+_GATHER_S = 0.002
 T = TypeVar("T")
 
 
@@ -29,6 +31,7 @@ class JournalWriter:
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self._loop = asyncio.get_running_loop()
+        self._busy = False
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()  # bounded by the outbox
         self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
         self._thread.start()
@@ -47,6 +50,7 @@ class JournalWriter:
     def _run(self) -> None:
         while True:
             group, last = self._next_group()
+            self._busy = len(group) > 1
             if group:
                 error = self._commit(group)
                 self._loop.call_soon_threadsafe(_settle, group, error)
@@ -57,6 +61,8 @@ class JournalWriter:
     def _next_group(self) -> tuple[list[_Task], bool]:
         group: list[_Task] = []
         task = self._tasks.get()
+        if self._busy:
+            time.sleep(_GATHER_S)
         while task is not None:
             group.append(task)
             if len(group) == _MAX_GROUP:
