@@ -54,6 +54,7 @@ class UplinkLimits:
         pause_s: The least time between two batches of messages, so that changes gather.
         repeat_s: The time after which an end that was not acknowledged is told again.
         max_deltas: The most KV deltas that wait; more become a snapshot.
+        max_ends: The most ends of leases that wait; the oldest give way.
         part_size: The most blocks in one part of a snapshot.
     """
 
@@ -61,6 +62,7 @@ class UplinkLimits:
     pause_s: float = 0.02
     repeat_s: float = 2.0
     max_deltas: int = 1024
+    max_ends: int = 65_536
     part_size: int = 8192
 
 
@@ -73,6 +75,7 @@ class Uplink:
         self._report_s = limits.report_s
         self._deltas: deque[Delta] = deque()
         self._leases: dict[str, None] = {}
+        self._ends: deque[LeaseState] = deque(maxlen=limits.max_ends)
         self._snapshot_due = True
         self._draining_due = subject.draining
         self._ended = False
@@ -102,6 +105,12 @@ class Uplink:
     def lease_changed(self, lease_id: str) -> None:
         """A lease has moved on."""
         self._leases[lease_id] = None
+        self._woken.set()
+
+    def lease_ended(self, state: LeaseState) -> None:
+        """A lease has ended. This scheduler hears of it, even if another one acknowledges it before."""
+        self._leases.pop(state.lease_id, None)
+        self._ends.append(state)
         self._woken.set()
 
     def load_changed(self) -> None:
@@ -153,11 +162,12 @@ class Uplink:
 
     def _lease_report(self) -> list[ConnectRequest]:
         changed, self._leases = self._leases, {}
-        states = self._subject.lease_states(changed)
+        states = [*self._subject.lease_states(changed), *self._ends]
+        self._ends.clear()
         now = asyncio.get_running_loop().time()
         if now - self._repeated_at >= self._limits.repeat_s:
             self._repeated_at = now
-            told = set(changed)
+            told = {state.lease_id for state in states}
             states += [state for state in self._subject.unacknowledged() if state.lease_id not in told]
         return [ConnectRequest(leases=LeaseReport(leases=states))] if states else []
 

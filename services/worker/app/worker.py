@@ -277,9 +277,9 @@ class Worker:
         return self._life.mirror.snapshot(part_size)
 
     def lease_states(self, lease_ids: Iterable[str]) -> list[LeaseState]:
-        """The states of leases that run, or have ended and were not acknowledged."""
-        books = (self._book.running, self._book.unacknowledged)
-        return [self._state(book[lease_id]) for lease_id in lease_ids for book in books if lease_id in book]
+        """The states of those of the leases that run."""
+        running = self._book.running
+        return [self._state(running[lease_id]) for lease_id in lease_ids if lease_id in running]
 
     def running_leases(self) -> list[LeaseState]:
         """The states of the leases that run."""
@@ -299,8 +299,12 @@ class Worker:
         self._tell_lease(lease)
 
     def _tell_lease(self, lease: Lease) -> None:
+        state = self._state(lease) if lease.phase is Phase.FINISHED else None
         for uplink in self._uplinks:
-            uplink.lease_changed(lease.lease_id)
+            if state is None:
+                uplink.lease_changed(lease.lease_id)
+            else:
+                uplink.lease_ended(state)
 
     def _state(self, lease: Lease) -> LeaseState:
         return state_of(lease, self._grants.get(lease.lease_id))

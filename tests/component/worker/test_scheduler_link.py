@@ -174,3 +174,16 @@ async def test_a_slow_scheduler_gets_a_snapshot_instead_of_a_backlog(sim: SimEng
         assert rig.scheduler.snapshots > snapshots
         assert rig.scheduler.gaps == 0
     await sim.stop()
+
+
+async def test_an_end_is_told_to_who_is_slow_even_if_another_has_acknowledged_it(rig: Rig) -> None:
+    """A lease that only some schedulers know to have ended would hold its place at the others."""
+    with rig.worker.uplink() as slow:
+        await rig.generate([4] * 64, SamplingParams(max_tokens=2, ignore_eos=True))
+        await rig.scheduler.until(lambda seen: len(seen.finished) == 1)
+        await rig.until_idle()
+        assert not rig.worker.unacknowledged()
+        told = [state for message in await slow.next_batch() for state in message.leases.leases]
+    assert [(state.lease_id, state.phase) for state in told] == [
+        (lease_id, pb.LEASE_PHASE_FINISHED) for lease_id in rig.scheduler.finished
+    ]
