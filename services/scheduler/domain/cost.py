@@ -107,7 +107,7 @@ def estimate(
     decode = (output - 1) * step
     device_cost = (prefill + decode / columns.batch) * columns.price_per_ms
     priced = columns.price_per_ms > 0
-    if not priced.all():
+    if np.count_nonzero(priced) < len(priced):
         charged = charges_nano(price, uncached=uncached, cached=cached, output=output) / NANO
         device_cost = np.where(priced, device_cost, charged)
     return Estimate(ttft, ttft + decode, device_cost, prefill)

@@ -119,9 +119,9 @@ class Placement:
             rows = rows[without(roster.rows, excluded, count=len(roster))[rows]]
         if not len(rows):
             return False
-        return (
-            not late or not columns.requests[rows].all() or bool(self._pace.allows(roster.numbers[rows], now=now).any())
-        )
+        if not late or np.count_nonzero(columns.requests[rows]) < len(rows):
+            return True
+        return bool(self._pace.allows(roster.numbers[rows], now=now).any())
 
     def _expected_output(self, request: Request, offer: Offer) -> int:
         if offer.output_tokens is not None:
@@ -202,7 +202,7 @@ class Placement:
         verdicts = np.zeros(len(group), np.int8)
         for number, each in enumerate(self._filters, start=1):
             admitted = each.admits(group, request)
-            if not (admitted if isinstance(admitted, bool) else admitted.all()):
+            if not (admitted if isinstance(admitted, bool) else np.count_nonzero(admitted) == len(group)):
                 verdicts[group.admitted & np.logical_not(admitted)] = number
                 group.admitted &= admitted
         return verdicts

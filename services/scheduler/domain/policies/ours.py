@@ -14,10 +14,12 @@ copy. What it costs the answers that run there is left to their pace (domain/pac
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from services.scheduler.domain.cost import Objectives, late, marginal
 from services.scheduler.domain.grammar import BestScore, Group, Policy, Weighted
 from services.scheduler.domain.request import Priority, Request
-from services.scheduler.domain.roster import Bools, Floats
+from services.scheduler.domain.roster import Floats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,15 +65,16 @@ class Delay:
 
     def score(self, group: Group, request: Request, now: float, /) -> Floats:
         columns, weights = group.columns, self.weights
-        delayed = weights.always + weights.behind * _mean(columns.prefills, columns.ready > 0)
+        delayed = weights.always + weights.behind * _mean(columns.prefills, columns.ready)
         left_ms = 1000 * (request.deadline_at - now)
         per_ms = marginal(group.estimate, self.objectives[request.priority], left_ms=left_ms)
         return -group.estimate.prefill_ms * per_ms * delayed
 
 
-def _mean(column: Floats, rows: Bools) -> float:
-    count = int(rows.sum())
-    return float(column[rows].sum()) / count if count else 0.0
+def _mean(counts: Floats, ready: Floats) -> float:
+    """Of those that are ready."""
+    among = np.count_nonzero(ready)
+    return float(counts @ ready) / among if among else 0.0
 
 
 def ours(weights: WorthWeights, objectives: Mapping[Priority, Objectives], *, value: float) -> Policy:
