@@ -1,6 +1,5 @@
 """The grid as a page: what each policy reached, where ours leads and where it loses."""
 
-import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,10 @@ _QUEUED = "+queue"
 _ALWAYS_QUEUED = frozenset({"random", "round-robin", "least-loaded"})
 _SATURATED = 0.95
 Figures = Mapping[str, Any]
+_STANDING = (
+    "Ours (`worth`) against the best of the others: where it gives as many good answers or more, and, where even the best "
+    "of them serves less than 95 % well (saturated), means of the ratios of good answers and of TTFT p99."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +54,16 @@ class Grid:
             for point, figures in self.rows
             if point.kv_blocks == largest and figures[_OURS]["hit_tokens"]
         }
-        return {
-            "as_published": self._against(lambda name: not name.endswith(_QUEUED)),
-            "behind_our_queue": self._against(lambda name: name.endswith(_QUEUED) or name in _ALWAYS_QUEUED),
-            "hit_share_of_bound_largest_cache": hits,
+        standing = {
+            str(count): {
+                "as_published": self._against(lambda name: not name.endswith(_QUEUED), count),
+                "behind_our_queue": self._against(lambda name: name.endswith(_QUEUED) or name in _ALWAYS_QUEUED, count),
+            }
+            for count in sorted({point.schedulers for point, _ in self.rows})
         }
+        return {"schedulers": standing, "hit_share_of_bound_largest_cache": hits}
 
-    def _against(self, chosen: Callable[[str], bool]) -> dict[str, Any]:
+    def _against(self, chosen: Callable[[str], bool], schedulers: int) -> dict[str, Any]:
         """Ours against the best of some others, at every point and at the saturated ones.
 
         Saturated: the best of these others serves less than 95 % within the objectives.
@@ -65,7 +71,7 @@ class Grid:
         rows = []
         for point, figures in self.rows:
             others = [each for name, each in figures.items() if name != _OURS and chosen(name)]
-            if others:
+            if others and point.schedulers == schedulers:
                 rows.append((point, figures[_OURS], others))
         ratios = {point.name: _ratio(ours, others) for point, ours, others in rows}
         full = [row for row in rows if max(each["good_share"] for each in row[2]) < _SATURATED]
@@ -91,16 +97,13 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def write(grid: Grid, stress: Mapping[str, Any], facts: Mapping[str, Any], folder: Path, *, wall_s: float) -> None:
-    """Write routing.md, routing.json and one plot for each trace."""
+    """Write routing.md and one plot for each trace."""
     plots = _plots(grid, folder)
     pages = [_head(grid, facts, wall_s=wall_s), *(f"![goodput by load]({plot.name})\n" for plot in plots)]
     if stress:
         pages.append(_stress(stress))
     pages += [_table(point, figures) for point, figures in grid.rows]
     (folder / "routing.md").write_text("\n".join(pages), encoding="utf-8")
-    rows = [{"point": point.name, "policies": figures} for point, figures in grid.rows]
-    document = {"summary": grid.summary(), "stress": stress, **facts, "rows": rows}
-    (folder / "routing.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 def _head(grid: Grid, facts: Mapping[str, Any], *, wall_s: float) -> str:
@@ -109,7 +112,9 @@ def _head(grid: Grid, facts: Mapping[str, Any], *, wall_s: float) -> str:
         "Made by `make bench-routing`. The scheduler's own code places, the simulated engine answers, the clock is "
         "virtual. Every policy sees the same arrivals; what is refused counts as not good. The policies of other "
         "systems place on arrival, as those systems do; `NAME+queue` is the same choice of a worker behind our queue "
-        "and admission. `random`, `round-robin` and `least-loaded` are behind it as well."
+        "and admission. `random`, `round-robin` and `least-loaded` are behind it as well. With several schedulers, "
+        "requests take turns between them, which is the hard case: by default a router sends all requests for a model "
+        "to one of them."
     )
     what = (
         f"{asked['workers']} workers of the profile `{asked['profile']}`, {asked['requests'] or 'all'} requests of "
@@ -124,27 +129,25 @@ def _head(grid: Grid, facts: Mapping[str, Any], *, wall_s: float) -> str:
 
 
 def _standing(found: Mapping[str, Any]) -> list[str]:
-    pairs = {"as their systems run them": found["as_published"], "behind our queue": found["behind_our_queue"]}
-    kinds = list(pairs.values())
-    rows = {
-        "points with as many good answers as the best of them, or more": [
-            f"{one['at_or_above_all']} of {one['points']}" for one in kinds
-        ],
-        "saturated points (the best of them below 95 % good)": [str(one["saturated"]) for one in kinds],
-        "good answers there, mean of ours / the best of them": [
-            _number(one["goodput_ratio_saturated"]) for one in kinds
-        ],
-        "TTFT p99 there, the same": [_number(one["ttft_p99_ratio_saturated"]) for one in kinds],
-    }
-    lines = [f"| ours (`worth`) against the others | {' | '.join(pairs)} |", "| --- | --- | --- |"]
-    lines += [f"| {name} | {' | '.join(values)} |" for name, values in rows.items()]
-    hits = ", ".join(_number(share) for share in found["hit_share_of_bound_largest_cache"].values())
+    titles = {"as_published": "as their systems run them", "behind_our_queue": "behind our queue"}
+    lines = [
+        _STANDING,
+        "",
+        "| schedulers | the others | points not lost | saturated points | good answers there, ours / best | TTFT p99 there |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    lost: list[str] = []
+    for count, kinds in found["schedulers"].items():
+        for kind, one in kinds.items():
+            lines.append(
+                f"| {count} | {titles[kind]} | {one['at_or_above_all']} of {one['points']} | {one['saturated']} | "
+                f"{_number(one['goodput_ratio_saturated'])} | {_number(one['ttft_p99_ratio_saturated'])} |"
+            )
+            lost += [f"- {name}, {titles[kind]}: {ratio:.3f}" for name, ratio in one["lost"].items()]
+    hits = "; ".join(f"{name}: {_number(share)}" for name, share in found["hit_share_of_bound_largest_cache"].items())
     lines += ["", f"Hits of ours with the largest cache, as shares of the bound: {hits}.", ""]
-    for title, one in pairs.items():
-        if one["lost"]:
-            lines += [f"Where one of the others, {title}, gives more good answers (ours / best of them):", ""]
-            lines += [f"- {name}: {ratio:.3f}" for name, ratio in one["lost"].items()]
-            lines.append("")
+    if lost:
+        lines += ["Where one of the others gives more good answers (ours / best of them):", "", *lost, ""]
     return lines
 
 
@@ -153,12 +156,17 @@ def _number(value: float | None) -> str:
 
 
 def _stress(stress: Mapping[str, Any]) -> str:
-    lines = ["## Too much traffic, and a greedy tenant (`worth`)", ""]
+    flood = stress["overload"]
+    best = (
+        f"The best goodput, {flood['best_goodput']:.2f}/s, is at a load of {flood['best_load_per_s']:.2f} requests/s. "
+        "Beyond it:"
+    )
+    lines = ["## Too much traffic, and a greedy tenant (`worth`)", "", best, ""]
     lines += ["| load | goodput/s | share of the best | refused | TTFT p99 ms |", "| --- | --- | --- | --- | --- |"]
     lines += [
-        f"| {each['factor']:g} x | {each['goodput']:.2f} | {each['share_of_capacity']:.3f} | "
+        f"| {each['factor']:g} x | {each['goodput']:.2f} | {each['share_of_best']:.3f} | "
         f"{each['refused']} of {each['requests']} | {each['ttft_p99_ms']:.0f} |"
-        for each in stress["overload"]
+        for each in flood["rows"]
     ]
     one, equal = stress["greedy"], stress["backlogged"]
     said = (

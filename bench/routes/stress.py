@@ -15,25 +15,30 @@ from downstack.replay.workload import Job
 from bench.routes.cells import Cell, jobs_of, setting_of
 
 _OURS = "worth"
+_SWEEP = (0.8, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
 
 
-def overload(cell: Cell, folder: Path, *, capacity: float, factors: Sequence[float]) -> list[dict[str, Any]]:
-    """Goodput at several times what the fleet completes, as a share of the best goodput up to its capacity."""
+def overload(cell: Cell, folder: Path, *, capacity: float, factors: Sequence[float]) -> dict[str, Any]:
+    """Goodput at several times the load that gives the best goodput, as a share of that.
+
+    `capacity` is about what the fleet completes; the load with the best goodput is looked for around it.
+    """
     natural = _rate(jobs_of(replace(cell, speed=1.0), folder))
     setting = setting_of(cell)
 
-    def good(factor: float) -> Result:
-        return replay(jobs_of(replace(cell, speed=factor * capacity / natural), folder), setting, _OURS)
+    def at(load: float) -> Result:
+        return replay(jobs_of(replace(cell, speed=load * capacity / natural), folder), setting, _OURS)
 
-    best = max(good(factor).summary.goodput for factor in (0.7, 0.8, 0.9, 1.0))
-    found = []
+    swept = {load: at(load).summary.goodput for load in _SWEEP}
+    best = max(swept, key=lambda load: swept[load])
+    rows = []
     for factor in factors:
-        result = good(factor)
-        found.append(
+        result = at(factor * best)
+        rows.append(
             {
                 "factor": factor,
                 "goodput": result.summary.goodput,
-                "share_of_capacity": result.summary.goodput / best,
+                "share_of_best": result.summary.goodput / swept[best],
                 "refused": result.summary.refused,
                 "refusals": dict(result.summary.refusals),
                 "requests": result.summary.requests,
@@ -41,7 +46,7 @@ def overload(cell: Cell, folder: Path, *, capacity: float, factors: Sequence[flo
                 "refused_in_ms_p99": _refused_in_ms(result.outcomes),
             }
         )
-    return found
+    return {"best_load_per_s": best * capacity, "best_goodput": swept[best], "rows": rows}
 
 
 def greedy(cell: Cell, folder: Path, *, capacity: float, tenants: int, excess: float) -> dict[str, Any]:
