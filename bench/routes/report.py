@@ -14,8 +14,8 @@ _ALWAYS_QUEUED = frozenset({"random", "round-robin", "least-loaded"})
 _SATURATED = 0.95
 Figures = Mapping[str, Any]
 _STANDING = (
-    "Ours (`worth`) against the best of the others: where it gives as many good answers or more, and, where even the best "
-    "of them serves less than 95 % well (saturated), means of the ratios of good answers and of TTFT p99."
+    "Ours (`worth`) against the best of the others: where it gives as many good answers or more, and, where even the "
+    "best of them serves less than 95 % well (saturated), means of the ratios of good answers and of TTFT p99."
 )
 
 
@@ -133,7 +133,7 @@ def _standing(found: Mapping[str, Any]) -> list[str]:
     lines = [
         _STANDING,
         "",
-        "| schedulers | the others | points not lost | saturated points | good answers there, ours / best | TTFT p99 there |",
+        "| schedulers | the others | points not lost | saturated points | good answers there | TTFT p99 there |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     lost: list[str] = []
