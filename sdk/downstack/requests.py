@@ -1,13 +1,14 @@
 """Requests from plain arguments, shared by the sync and the asyncio client."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, Required, TypedDict
+from typing import Any, Literal, Required, TypedDict
 
 from downstack.inference.v1 import inference_pb2
 from downstack.types.v1 import chat_pb2
 
 Priority = Literal["interactive", "standard", "batch"]
-Turn = chat_pb2.Message | Mapping[str, str]
+Turn = chat_pb2.Message | Mapping[str, Any]
+ToolLike = chat_pb2.Tool | Mapping[str, str]
 Conversation = str | Sequence[Turn]
 """What to answer: one user message, or the turns as `{"role": ..., "content": ...}`, oldest first."""
 
@@ -45,6 +46,8 @@ class Options(TypedDict, total=False):
     """Most that the answer may cost, in currency units."""
     value: float
     """What a perfect answer is worth, in currency units."""
+    tools: Sequence[ToolLike]
+    """What the model may call, as `{"name": ..., "description": ..., "parameters": JSON_SCHEMA}`."""
     timeout_s: float
     """Deadline of the call, in seconds. Default: the client's."""
 
@@ -70,6 +73,7 @@ def generation_spec(conversation: Conversation | None, options: Options) -> infe
         min_quality=options.get("min_quality"),
         max_cost=options.get("max_cost"),
         value=options.get("value"),
+        tools=[tool if isinstance(tool, chat_pb2.Tool) else chat_pb2.Tool(**tool) for tool in options.get("tools", ())],
     )
     if "priority" in options:
         spec.priority = chat_pb2.Priority.Value(f"PRIORITY_{options['priority'].upper()}")

@@ -14,7 +14,7 @@ from services.router.domain.facts import Record
 from services.router.domain.models import ServedModel
 from services.router.domain.outcome import Cost, FinishReason, Timings, Usage
 from services.router.domain.prompt import Passage
-from services.router.domain.request import Message, Sampling
+from services.router.domain.request import Message, Sampling, Tool
 
 
 class PromptModel(Protocol):
@@ -25,7 +25,7 @@ class PromptModel(Protocol):
         """The tokenizer's revision; a worker with another one cannot be used."""
         ...
 
-    async def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
+    async def chat_tokens(self, messages: Sequence[Message], *, tools: Sequence[Tool] = ()) -> list[int]:
         """Render and tokenize a conversation, ready for the model's turn. UNSUPPORTED_FEATURE, PARAM_CONFLICT."""
         ...
 

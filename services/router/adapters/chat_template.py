@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, NoReturn, Self
 
 import jinja2
+from jinja2 import meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from services.kit.errors import DownstackError, Reason, StartupError
-from services.router.domain.request import Message, Role
+from services.router.domain.request import Message, Role, Tool
 
 _ZERO_WIDTH_SPACE = "\u200b"
 _NAMED_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -29,7 +30,10 @@ class ChatTemplate:
         self._special = (
             re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True)))) if special else None
         )
-        self._template = _environment().from_string(source) if source is not None else None
+        environment = _environment()
+        self._template = environment.from_string(source) if source is not None else None
+        named = meta.find_undeclared_variables(environment.parse(source)) if source is not None else set()
+        self._knows_tools = "tools" in named
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -40,38 +44,60 @@ class ChatTemplate:
         try:
             template = cls(source, tokens=tokens, special=_special_tokens(folder))
             if source is not None:
-                template._render(_PROBE)
+                template._render(_PROBE, None)
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             raise StartupError(f"The chat template in {folder} cannot be used: {error}.") from None
         return template
 
-    def render(self, messages: Sequence[Message]) -> str:
+    def render(self, messages: Sequence[Message], *, tools: Sequence[Tool] = ()) -> str:
         """The prompt up to where the model's turn begins.
 
-        Raises UNSUPPORTED_FEATURE where the model has no template, PARAM_CONFLICT where the template refuses the
-        conversation.
+        Raises UNSUPPORTED_FEATURE where the model has no template, or one that knows no tools; PARAM_CONFLICT where the
+        template refuses the conversation.
         """
         if self._template is None:
             raise DownstackError(
                 Reason.UNSUPPORTED_FEATURE, "this model has no chat template: send `prompt` instead of `messages`"
             )
+        if tools and not self._knows_tools:
+            raise DownstackError(Reason.UNSUPPORTED_FEATURE, "this model's chat template knows no tools")
         try:
-            return self._render([self._turn(message) for message in messages])
+            known = [self._function(tool) for tool in tools]
+            return self._render([self._turn(message) for message in messages], known or None)
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             raise DownstackError(
                 Reason.PARAM_CONFLICT, f"the model's chat template refuses this conversation: {error}"
             ) from error
 
-    def _render(self, turns: Sequence[dict[str, str]]) -> str:
+    def _render(self, turns: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None) -> str:
         assert self._template is not None
-        return self._template.render(messages=turns, add_generation_prompt=True, tools=None, **self._tokens)
+        return self._template.render(messages=turns, add_generation_prompt=True, tools=tools, **self._tokens)
 
-    def _turn(self, message: Message) -> dict[str, str]:
-        turn = {"role": Role(message.role).name.lower(), "content": self._inert(message.content)}
+    def _function(self, tool: Tool) -> dict[str, Any]:
+        """A tool in the form that templates know."""
+        schema = self._object(tool.parameters) or {"type": "object", "properties": {}}
+        function = {"name": tool.name, "description": self._inert(tool.description), "parameters": schema}
+        return {"type": "function", "function": function}
+
+    def _object(self, text: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self._inert(text)) if text else {}
+        return found
+
+    def _turn(self, message: Message) -> dict[str, Any]:
+        turn: dict[str, Any] = {"role": Role(message.role).name.lower(), "content": self._inert(message.content)}
         if message.name:
             turn["name"] = self._inert(message.name)
         if message.tool_call_id:
             turn["tool_call_id"] = self._inert(message.tool_call_id)
+        if message.tool_calls:
+            turn["tool_calls"] = [
+                {
+                    "id": self._inert(call.id),
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": self._object(call.arguments)},
+                }
+                for call in message.tool_calls
+            ]
         return turn
 
     def _inert(self, text: str) -> str:

@@ -7,7 +7,7 @@ from typing import Self
 
 from services.kit.models import Tokenizer, model_folder
 from services.router.adapters.chat_template import ChatTemplate
-from services.router.domain.request import Message
+from services.router.domain.request import Message, Tool
 
 
 class LoadedModel:
@@ -33,10 +33,11 @@ class LoadedModel:
     def revision(self) -> str:
         return self._tokenizer.revision
 
-    async def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
+    async def chat_tokens(self, messages: Sequence[Message], *, tools: Sequence[Tool] = ()) -> list[int]:
         length = sum(len(message.content) for message in messages)
+        length += sum(len(tool.description) + len(tool.parameters) for tool in tools)
         # The template writes the special tokens itself.
-        return await self._run(length, lambda: self._tokenizer.encode(self._template.render(messages)))
+        return await self._run(length, lambda: self._tokenizer.encode(self._template.render(messages, tools=tools)))
 
     async def text_tokens(self, text: str) -> list[int]:
         return await self._run(len(text), lambda: self._tokenizer.encode(text, add_special_tokens=True))

@@ -6,7 +6,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.router.domain.facts import CallerEvent
-from services.router.domain.request import GenerationSpec, Message, Retrieval, Sampling
+from services.router.domain.request import GenerationSpec, Message, Retrieval, Sampling, Tool, ToolCall
 
 _NANOS = 10**9
 # The fields of SamplingParams that are scalars with presence; they have the same names on both sides.
@@ -20,9 +20,7 @@ _CONSTRAINTS = ("json_schema", "regex")
 def spec_of(spec: inference_pb.GenerationSpec) -> GenerationSpec:
     return GenerationSpec(
         model=spec.model,
-        messages=tuple(
-            Message(role=m.role, content=m.content, name=m.name, tool_call_id=m.tool_call_id) for m in spec.messages
-        ),
+        messages=tuple(_message_of(message) for message in spec.messages),
         prompt=spec.prompt,
         sampling=sampling_of(spec.sampling),
         retrieval=_retrieval_of(spec.retrieval) if spec.HasField("retrieval") else None,
@@ -32,6 +30,17 @@ def spec_of(spec: inference_pb.GenerationSpec) -> GenerationSpec:
         min_quality=spec.min_quality if spec.HasField("min_quality") else None,
         max_cost=spec.max_cost if spec.HasField("max_cost") else None,
         value=spec.value if spec.HasField("value") else None,
+        tools=tuple(Tool(tool.name, tool.description, tool.parameters) for tool in spec.tools),
+    )
+
+
+def _message_of(message: chat_pb.Message) -> Message:
+    return Message(
+        role=message.role,
+        content=message.content,
+        name=message.name,
+        tool_call_id=message.tool_call_id,
+        tool_calls=tuple(ToolCall(call.id, call.name, call.arguments) for call in message.tool_calls),
     )
 
 

@@ -105,7 +105,7 @@ class Preparation:
     async def _tokens(self, spec: GenerationSpec, passages: Sequence[Passage]) -> list[int]:
         model = self._models[model_of(spec.model, self._models)]
         if spec.messages:
-            return await model.chat_tokens(assemble(spec.messages, passages))
+            return await model.chat_tokens(assemble(spec.messages, passages), tools=spec.tools)
         return await model.text_tokens(assemble_text(spec.prompt, passages))
 
     async def _retrieve(self, run: Run, retrieval: Retrieval) -> tuple[Passage, ...]:

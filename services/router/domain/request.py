@@ -24,6 +24,24 @@ class Priority(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that the model made. `arguments` is JSON, an object; empty for one without members."""
+
+    id: str
+    name: str
+    arguments: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """What the model may call. `parameters` is a JSON schema; empty where there are none."""
+
+    name: str
+    description: str = ""
+    parameters: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """One turn. `role` is a raw number until the request is validated."""
 
@@ -31,6 +49,7 @@ class Message:
     content: str
     name: str = ""
     tool_call_id: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,3 +101,4 @@ class GenerationSpec:
     min_quality: float | None = None
     max_cost: float | None = None
     value: float | None = None
+    tools: tuple[Tool, ...] = ()

@@ -1,10 +1,11 @@
 """Validates a request against every limit that the contract states, before anything is spent on it."""
 
 import json
+import re
 
 from services.kit.errors import Reason
 from services.router.domain.findings import Findings
-from services.router.domain.request import GenerationSpec, Message, Priority, Retrieval, Role, Sampling
+from services.router.domain.request import GenerationSpec, Message, Priority, Retrieval, Role, Sampling, ToolCall
 
 MODEL_BYTES = 256
 MESSAGES_MOST = 1024
@@ -25,8 +26,11 @@ STOP_BYTES = 256
 STOP_TOKENS_MOST = 64
 SCHEMA_BYTES = 64 * 1024
 REGEX_BYTES = 8 * 1024
+TOOLS_MOST = 64
+DESCRIPTION_BYTES = 8 * 1024
 MONEY_MOST = 1e9
 BUDGET_MOST_S = 3600.0
+_TOOL_NAME = re.compile(rf"[A-Za-z0-9_-]{{1,{NAME_BYTES}}}")
 
 
 def validate(spec: GenerationSpec) -> None:
@@ -41,6 +45,7 @@ def validate(spec: GenerationSpec) -> None:
     _check_sampling(spec.sampling, found)
     if spec.retrieval is not None:
         _check_retrieval(spec, spec.retrieval, found)
+    _check_tools(spec, found)
     _check_terms(spec, found)
     found.raise_if_any()
 
@@ -71,11 +76,51 @@ def _check_message(where: str, message: Message, found: Findings) -> None:
         found.add(f"{where}.role", f"must be one of system, user, assistant or tool, is {int(message.role)}")
     if not message.content and message.role != Role.ASSISTANT:
         found.add(f"{where}.content", "is required")
+    if message.tool_calls and message.role != Role.ASSISTANT:
+        found.add(f"{where}.tool_calls", "is only for the role assistant", reason=Reason.PARAM_CONFLICT)
+    if len(message.tool_calls) > TOOLS_MOST:
+        found.add(f"{where}.tool_calls", f"must hold at most {TOOLS_MOST} calls, holds {len(message.tool_calls)}")
+    for position, call in enumerate(message.tool_calls[:TOOLS_MOST]):
+        _check_call(f"{where}.tool_calls[{position}]", call, found)
     found.no_nul(f"{where}.content", message.content)
     found.bytes_at_most(f"{where}.name", message.name, most=NAME_BYTES)
     found.bytes_at_most(f"{where}.tool_call_id", message.tool_call_id, most=TOOL_CALL_ID_BYTES)
     if message.tool_call_id and message.role != Role.TOOL:
         found.add(f"{where}.tool_call_id", "is only for the role tool", reason=Reason.PARAM_CONFLICT)
+
+
+def _check_call(where: str, call: ToolCall, found: Findings) -> None:
+    if not call.id:
+        found.add(f"{where}.id", "is required")
+    found.bytes_at_most(f"{where}.id", call.id, most=TOOL_CALL_ID_BYTES)
+    _check_tool_name(f"{where}.name", call.name, found)
+    _check_object(f"{where}.arguments", call.arguments, found)
+
+
+def _check_tools(spec: GenerationSpec, found: Findings) -> None:
+    if spec.tools and not spec.messages:
+        found.add("spec.tools", "is only for messages", reason=Reason.PARAM_CONFLICT)
+    if len(spec.tools) > TOOLS_MOST:
+        found.add("spec.tools", f"must hold at most {TOOLS_MOST} tools, holds {len(spec.tools)}")
+    if len({tool.name for tool in spec.tools}) < len(spec.tools):
+        found.add("spec.tools", "must not hold two tools of one name", reason=Reason.PARAM_CONFLICT)
+    for position, tool in enumerate(spec.tools[:TOOLS_MOST]):
+        at = f"spec.tools[{position}]"
+        _check_tool_name(f"{at}.name", tool.name, found)
+        found.bytes_at_most(f"{at}.description", tool.description, most=DESCRIPTION_BYTES)
+        found.no_nul(f"{at}.description", tool.description)
+        _check_object(f"{at}.parameters", tool.parameters, found)
+
+
+def _check_tool_name(where: str, name: str, found: Findings) -> None:
+    if not _TOOL_NAME.fullmatch(name):
+        found.add(where, f"must be 1 to {NAME_BYTES} letters, digits, underscores or hyphens")
+
+
+def _check_object(where: str, text: str, found: Findings) -> None:
+    found.bytes_at_most(where, text, most=SCHEMA_BYTES)
+    if text and len(text) <= SCHEMA_BYTES and not _is_json_object(text):
+        found.add(where, "must be a JSON object", reason=Reason.BAD_SCHEMA)
 
 
 def _check_sampling(sampling: Sampling, found: Findings) -> None:

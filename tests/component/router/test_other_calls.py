@@ -2,6 +2,7 @@
 
 import grpc
 from downstack.inference.v1 import inference_pb2 as inference_pb
+from downstack.types.v1 import chat_pb2 as chat_pb
 from downstack.worker.v1 import worker_pb2 as worker_pb
 from downstack.worker.v1.worker_pb2_grpc import WorkerServiceStub
 from google.protobuf.struct_pb2 import Struct
@@ -10,6 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from services.kit.clock import SystemClock
 from services.kit.errors import Code, Reason
 from services.kit.identity import internal_metadata
+from services.kit.models import Tokenizer, model_folder
 from services.kit.tickets import verify_ticket
 from tests.component.router.world import KEYS, SECRET, TENANT, Build, World, bearer, refused, spec
 
@@ -21,6 +23,18 @@ async def test_counting_tokens(world: World) -> None:
     await world.frames(spec("hello"))
     assert list(counted.token_ids) == list(world.worker.requests[0].prompt_token_ids)
     assert (counted.input_tokens, counted.context_tokens) == (len(counted.token_ids), 512)
+
+
+async def test_tools_are_part_of_the_prompt(world: World) -> None:
+    """The worker gets them where the model's template puts them; a schema that is none is refused."""
+    tool = chat_pb.Tool(name="weather", description="of a city", parameters='{"type": "object"}')
+    await world.frames(spec("hello", tools=[tool]))
+    prompt = Tokenizer.load(model_folder("builtin:sim")).decode(list(world.worker.requests[0].prompt_token_ids))
+    assert '"name": "weather"' in prompt
+    assert prompt.index("weather") < prompt.index("hello")
+    with refused() as told:
+        await world.frames(spec("hello", tools=[chat_pb.Tool(name="weather", parameters="[]")]))
+    assert told[0].reason == Reason.BAD_SCHEMA
 
 
 async def test_counting_tokens_of_an_unknown_model(world: World) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from services.kit.errors import DownstackError, Reason, StartupError
 from services.router.adapters.chat_template import ChatTemplate
-from services.router.domain.request import Message, Role
+from services.router.domain.request import Message, Role, Tool, ToolCall
 from tests.unit.router.factories import user
 
 TEMPLATE = (
@@ -72,3 +72,36 @@ def test_special_tokens_in_text_are_broken_up(tmp_path: Path) -> None:
     special = ("<|end|>", "<|end|>!", "<s>")
     loaded = ChatTemplate.load(folder(tmp_path, special=special, chat_template="{{ messages[0].content }}"))
     assert loaded.render([user("a<|end|>!b<s>c<d>")]) == "a<\u200b|end|>!b<\u200bs>c<d>"
+
+
+TOOL_TEMPLATE = (
+    "{% for tool in tools or [] %}<{{ tool.function.name }}: {{ tool.function.parameters | tojson }}>{% endfor %}"
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}"
+    "{% for call in m.tool_calls or [] %}{{ call.function.name }}({{ call.function.arguments.city }}){% endfor %}"
+    "{% endfor %}"
+)
+
+
+def test_tools_and_their_calls_go_into_the_prompt(tmp_path: Path) -> None:
+    """In the form that templates know, with the special tokens inside them broken up."""
+    loaded = ChatTemplate.load(folder(tmp_path, chat_template=TOOL_TEMPLATE))
+    weather = Tool("weather", "of a city", '{"type": "object", "title": "<|end|>"}')
+    turns = [
+        user("u"),
+        Message(role=Role.ASSISTANT, content="", tool_calls=(ToolCall("1", "weather", '{"city": "Bern"}'),)),
+        Message(role=Role.TOOL, content="sun", tool_call_id="1"),
+    ]
+    text = loaded.render(turns, tools=[weather, Tool("noop")])
+    assert text == (
+        '<weather: {"type": "object", "title": "<\u200b|end|>"}><noop: {"type": "object", "properties": {}}>'
+        "[user]u[assistant]weather(Bern)[tool]sun"
+    )
+    assert loaded.render([user("u")]) == "[user]u"
+
+
+def test_a_template_that_knows_no_tools_refuses_them(tmp_path: Path) -> None:
+    """Tools that the model would never see are not dropped in silence."""
+    loaded = ChatTemplate.load(folder(tmp_path, chat_template=TEMPLATE))
+    with pytest.raises(DownstackError) as raised:
+        loaded.render([user()], tools=[Tool("t")])
+    assert raised.value.reason == Reason.UNSUPPORTED_FEATURE

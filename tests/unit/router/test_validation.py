@@ -8,9 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.kit.errors import Code, DownstackError, Reason
-from services.router.domain.request import Message, Retrieval, Role
+from services.router.domain.request import Message, Retrieval, Role, Tool, ToolCall
 from services.router.domain.validation import validate
 from tests.unit.router.factories import request, user
+
+
+def tools(count: int) -> tuple[Tool, ...]:
+    return tuple(Tool(f"tool_{number}") for number in range(count))
+
+
+def called(*calls: ToolCall) -> Message:
+    return Message(role=Role.ASSISTANT, content="", tool_calls=calls)
+
 
 SAMPLING_EDGES = [
     ("max_tokens", [1, 2**32 - 1], [0]),
@@ -44,6 +53,32 @@ SPEC_EDGES = [
     ("max_cost", [0.0, 12.5], [-1.0, math.inf, math.nan]),
     ("value", [0.0, 12.5], [-1.0, math.inf]),
     ("priority", [0, 3], [4, -1]),
+    (
+        "tools",
+        [tools(64), (Tool("a-Z_9" * 12),), (Tool("t", "d" * 8192, '{"a": "' + "x" * 65000 + '"}'),)],
+        [
+            tools(65),
+            (Tool(""),),
+            (Tool("t" * 65),),
+            (Tool("no blanks"),),
+            (Tool("t", "d" * 8193),),
+            (Tool("t", "\0"),),
+            (Tool("t", parameters="[]"),),
+            (Tool("t", parameters="{" + " " * 66000 + "}"),),
+            (Tool("t"), Tool("t")),
+        ],
+    ),
+    (
+        "messages",
+        [(user(), called(ToolCall("c" * 128, "t", '{"a": 1}'))), (user(), called(*[ToolCall("c", "t")] * 64))],
+        [
+            (user(), called(ToolCall("", "t"))),
+            (user(), called(ToolCall("c", ""))),
+            (user(), called(ToolCall("c", "t", "1"))),
+            (user(), called(*[ToolCall("c", "t")] * 65)),
+            (Message(role=Role.USER, content="u", tool_calls=(ToolCall("c", "t"),)),),
+        ],
+    ),
 ]
 RETRIEVAL_EDGES = [
     ("collections", [("c",), ("c",) * 16], [(), ("c",) * 17, ("",), ("c" * 129,)]),

@@ -42,6 +42,20 @@ def test_collections_and_priority_are_named_plainly() -> None:
     assert spec.priority == chat_pb2.PRIORITY_BATCH
 
 
+def test_tools_and_calls_are_plain_data() -> None:
+    """As mappings or as messages."""
+    turns = [
+        {"role": "user", "content": "What is the weather in Bern?"},
+        {"role": "assistant", "tool_calls": [{"id": "1", "name": "weather", "arguments": '{"city": "Bern"}'}]},
+        {"role": "tool", "content": "sunny", "tool_call_id": "1"},
+    ]
+    tools = [{"name": "weather", "parameters": "{}"}, chat_pb2.Tool(name="news")]
+    spec = generation_spec(turns, {"model": "m", "tools": tools})
+    assert [tool.name for tool in spec.tools] == ["weather", "news"]
+    assert spec.messages[1].tool_calls[0].arguments == '{"city": "Bern"}'
+    assert spec.messages[2].tool_call_id == "1"
+
+
 def test_a_misspelt_option_is_an_error() -> None:
     with pytest.raises(TypeError, match="max_token"):
         generation_spec("x", {"model": "m", "max_token": 3})  # type: ignore[typeddict-unknown-key]

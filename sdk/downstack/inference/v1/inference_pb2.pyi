@@ -52,6 +52,7 @@ class GenerationSpec(google.protobuf.message.Message):
     MIN_QUALITY_FIELD_NUMBER: builtins.int
     MAX_COST_FIELD_NUMBER: builtins.int
     VALUE_FIELD_NUMBER: builtins.int
+    TOOLS_FIELD_NUMBER: builtins.int
     model: builtins.str
     """model names the model, or MODEL:ADAPTER one of its LoRA adapters. Required; see ListModels."""
     prompt: builtins.str
@@ -82,6 +83,10 @@ class GenerationSpec(google.protobuf.message.Message):
     def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
         """labels are copied to the ledger for grouping. At most 16 of at most 64 bytes each."""
 
+    @property
+    def tools(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[downstack.types.v1.chat_pb2.Tool]:
+        """tools are what the model may call, at most 64. Only with messages, and for models whose template knows tools."""
+
     def __init__(
         self,
         *,
@@ -96,9 +101,10 @@ class GenerationSpec(google.protobuf.message.Message):
         min_quality: builtins.float | None = ...,
         max_cost: builtins.float | None = ...,
         value: builtins.float | None = ...,
+        tools: collections.abc.Iterable[downstack.types.v1.chat_pb2.Tool] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_max_cost", b"_max_cost", "_min_quality", b"_min_quality", "_value", b"_value", "max_cost", b"max_cost", "min_quality", b"min_quality", "retrieval", b"retrieval", "sampling", b"sampling", "value", b"value"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_max_cost", b"_max_cost", "_min_quality", b"_min_quality", "_value", b"_value", "conversation_id", b"conversation_id", "labels", b"labels", "max_cost", b"max_cost", "messages", b"messages", "min_quality", b"min_quality", "model", b"model", "priority", b"priority", "prompt", b"prompt", "retrieval", b"retrieval", "sampling", b"sampling", "value", b"value"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_max_cost", b"_max_cost", "_min_quality", b"_min_quality", "_value", b"_value", "conversation_id", b"conversation_id", "labels", b"labels", "max_cost", b"max_cost", "messages", b"messages", "min_quality", b"min_quality", "model", b"model", "priority", b"priority", "prompt", b"prompt", "retrieval", b"retrieval", "sampling", b"sampling", "tools", b"tools", "value", b"value"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_max_cost", b"_max_cost"]) -> typing.Literal["max_cost"] | None: ...
     @typing.overload

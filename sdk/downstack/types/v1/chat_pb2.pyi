@@ -89,6 +89,7 @@ class Message(google.protobuf.message.Message):
     CONTENT_FIELD_NUMBER: builtins.int
     NAME_FIELD_NUMBER: builtins.int
     TOOL_CALL_ID_FIELD_NUMBER: builtins.int
+    TOOL_CALLS_FIELD_NUMBER: builtins.int
     role: global___Role.ValueType
     """role is who wrote it. Required."""
     content: builtins.str
@@ -97,6 +98,10 @@ class Message(google.protobuf.message.Message):
     """name is an optional name of the writer, at most 64 bytes."""
     tool_call_id: builtins.str
     """tool_call_id is, for ROLE_TOOL, the call that this message answers."""
+    @property
+    def tool_calls(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ToolCall]:
+        """tool_calls are, for ROLE_ASSISTANT, the calls that the model made in this turn. At most 64."""
+
     def __init__(
         self,
         *,
@@ -104,10 +109,63 @@ class Message(google.protobuf.message.Message):
         content: builtins.str = ...,
         name: builtins.str = ...,
         tool_call_id: builtins.str = ...,
+        tool_calls: collections.abc.Iterable[global___ToolCall] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["content", b"content", "name", b"name", "role", b"role", "tool_call_id", b"tool_call_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["content", b"content", "name", b"name", "role", b"role", "tool_call_id", b"tool_call_id", "tool_calls", b"tool_calls"]) -> None: ...
 
 global___Message = Message
+
+@typing.final
+class ToolCall(google.protobuf.message.Message):
+    """ToolCall is one call that a model made."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    NAME_FIELD_NUMBER: builtins.int
+    ARGUMENTS_FIELD_NUMBER: builtins.int
+    id: builtins.str
+    """id names the call, at most 128 bytes. Required."""
+    name: builtins.str
+    """name is the tool's. Required."""
+    arguments: builtins.str
+    """arguments is a JSON object, at most 64 KiB. Default: an empty one."""
+    def __init__(
+        self,
+        *,
+        id: builtins.str = ...,
+        name: builtins.str = ...,
+        arguments: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["arguments", b"arguments", "id", b"id", "name", b"name"]) -> None: ...
+
+global___ToolCall = ToolCall
+
+@typing.final
+class Tool(google.protobuf.message.Message):
+    """Tool is something that a model may ask its caller to do. It goes into the prompt by the model's chat template."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    DESCRIPTION_FIELD_NUMBER: builtins.int
+    PARAMETERS_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """name is what the model calls it by: 1 to 64 letters, digits, underscores, hyphens. Required."""
+    description: builtins.str
+    """description tells the model what it is for, at most 8 KiB."""
+    parameters: builtins.str
+    """parameters is a JSON schema of an object, at most 64 KiB. Default: no parameters."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        description: builtins.str = ...,
+        parameters: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["description", b"description", "name", b"name", "parameters", b"parameters"]) -> None: ...
+
+global___Tool = Tool
 
 @typing.final
 class SamplingParams(google.protobuf.message.Message):
