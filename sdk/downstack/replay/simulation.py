@@ -71,10 +71,10 @@ class Simulation:
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
         self._stations: dict[str, Station] = {}
-        self._links: dict[tuple[int, str], int] = {}
+        self._connections: dict[int, Station] = {}
         self._wakes: dict[str, float] = {}
         self._telling: set[str] = set()
-        self._calls: dict[int, tuple[int, int]] = {}
+        self._calls: dict[int, int] = {}
         self._leases: dict[str, int] = {}
         self._open = len(jobs)
         self.outcomes = [Outcome(job) for job in jobs]
@@ -116,15 +116,11 @@ class Simulation:
             case Place():
                 self._placed(instruction)
             case Refuse(call, error):
-                _, number = self._calls.pop(call)
-                self._settle(number, refused=error.reason.value)
+                self._settle(self._calls.pop(call), refused=error.reason.value)
             case AskResync(connection):
                 self._at(self._clock + self._timing.hop_s, lambda: self._resync(which, connection))
             case Cancel(connection, lease_ids):
-                station = self._station_of(which, connection)
-                if station is not None:
-                    station.cancel(lease_ids, now=self._clock)
-                    self._rouse(station)
+                self._cancel(connection, lease_ids)
             case _:
                 pass  # records and acknowledgements have nobody to reach here
 
@@ -137,10 +133,8 @@ class Simulation:
 
     def _ask(self, job: Job, *, attempt: int, excluded: frozenset[str] = frozenset()) -> None:
         call = next(self._numbers)
-        self._calls[call] = (job.number % len(self._brains), job.number)
-        offer = Offer(
-            model=MODEL, prompt_tokens=job.prompt_tokens, block_size=BLOCK_TOKENS, block_hashes=self._hashes(job)
-        )
+        self._calls[call] = job.number
+        offer = Offer(model=MODEL, prompt_tokens=job.prompt_tokens, block_size=BLOCK_TOKENS, block_hashes=job.hashes)
         request = Request(
             request_id=f"req-{job.number}",
             attempt=attempt,
@@ -156,14 +150,8 @@ class Simulation:
         self.decisions += 1
         self._apply(job.number % len(self._brains), PlaceRequested(call, request))
 
-    def _hashes(self, job: Job) -> tuple[int, ...]:
-        """A trace without prefixes shares nothing, but its blocks fill caches all the same."""
-        return job.hashes or tuple(
-            (job.number << 32) + 1 + number for number in range(job.prompt_tokens // BLOCK_TOKENS)
-        )
-
     def _placed(self, placed: Place) -> None:
-        _, number = self._calls.pop(placed.call)
+        number = self._calls.pop(placed.call)
         grant, outcome = placed.grant, self.outcomes[number]
         outcome.granted_at = self._clock
         outcome.predicted_cached_tokens = grant.predicted_cached_tokens
@@ -177,7 +165,7 @@ class Simulation:
                 return
             job = self._jobs[number]
             output_tokens = min(job.output_tokens, grant.max_output_tokens)
-            station.begin(grant, self._hashes(job), output_tokens=output_tokens, now=self._clock)
+            station.begin(grant, job.hashes, output_tokens=output_tokens, now=self._clock)
             self._rouse(station)
 
         self._at(self._clock + self._timing.hop_s, begin)
@@ -206,21 +194,22 @@ class Simulation:
         number = self._leases.pop(lease_id)
         outcome = self.outcomes[number]
         if outcome.first_at is not None or attempt >= self._demand.max_attempts:
-            outcome.first_at = None
-            self._settle(number, failed=True)
+            self._fail(number)
             return
         self._ask(self._jobs[number], attempt=attempt + 1, excluded=frozenset({outcome.worker_id}))
+
+    def _fail(self, number: int) -> None:
+        self.outcomes[number].first_at = None  # half an answer is none
+        self._settle(number, failed=True)
 
     # Workers
 
     def _start(self, number: int, *, start: int) -> None:
         profile = self._profiles[number]
-        station = Station(f"w{number:04d}", start=start, profile=profile)
-        self._stations[station.worker_id] = station
+        station = Station(f"w{number:04d}", start=start, profile=profile, connection=next(self._numbers))
+        self._stations[station.worker_id] = self._connections[station.connection] = station
         for which in range(len(self._brains)):
-            connection = next(self._numbers)
-            self._links[which, station.worker_id] = connection
-            self._apply(which, station.hello(connection))
+            self._apply(which, station.hello())
         self._beat(station)
 
     def _crash(self, crash: Crash) -> None:
@@ -228,8 +217,9 @@ class Simulation:
         if station is None:
             return
         self._wakes.pop(station.worker_id, None)
+        del self._connections[station.connection]
         for which in range(len(self._brains)):
-            self._apply(which, WorkerGone(self._links.pop((which, station.worker_id)), station.worker_id))
+            self._apply(which, WorkerGone(station.connection, station.worker_id))
         for grant in station.leases():
             self._lost(grant.lease_id, attempt=grant.attempt)
         if crash.down_s is not None:
@@ -255,12 +245,12 @@ class Simulation:
         self._at(due, wake)
 
     def _tell_soon(self, station: Station) -> None:
-        if station.worker_id in self._telling or not station.has_news:
+        if station.epoch in self._telling or not station.has_news:
             return
-        self._telling.add(station.worker_id)
+        self._telling.add(station.epoch)
 
         def tell() -> None:
-            self._telling.discard(station.worker_id)
+            self._telling.discard(station.epoch)
             self._tell(station)
 
         self._at(self._clock + self._timing.report_s, tell)
@@ -275,19 +265,21 @@ class Simulation:
             return
         for report in station.reports():
             for which in range(len(self._brains)):
-                connection = self._links[which, station.worker_id]
-                self._apply(which, WorkerReported(connection, station.worker_id, report))
-
-    def _station_of(self, which: int, connection: int) -> Station | None:
-        found = [worker_id for (brain, worker_id), link in self._links.items() if (brain, link) == (which, connection)]
-        return self._stations.get(found[0]) if found else None
+                self._apply(which, WorkerReported(station.connection, station.worker_id, report))
 
     def _resync(self, which: int, connection: int) -> None:
-        station = self._station_of(which, connection)
+        station = self._connections.get(connection)
+        if station is not None:
+            for part in station.snapshot():
+                self._apply(which, WorkerReported(connection, station.worker_id, part))
+
+    def _cancel(self, connection: int, lease_ids: Sequence[str]) -> None:
+        station = self._connections.get(connection)
         if station is None:
             return
-        for part in station.snapshot():
-            self._apply(which, WorkerReported(connection, station.worker_id, part))
+        for lease_id in station.cancel(lease_ids, now=self._clock):
+            self._fail(self._leases.pop(lease_id))
+        self._rouse(station)
 
 
 def sized(profile: Profile, *, kv_blocks: int = 0) -> Profile:

@@ -1,7 +1,7 @@
 """One simulated worker of a replay: an engine in virtual time, and what a worker would tell the schedulers of it."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from services.scheduler.domain import kv
 from services.scheduler.domain.lease import Grant, LeasePhase, LeaseState, Usage
@@ -47,16 +47,19 @@ class _Unsaid:
 class Station:
     """A worker from one start to its crash."""
 
-    def __init__(self, worker_id: str, *, start: int, profile: Profile) -> None:
+    def __init__(self, worker_id: str, *, start: int, profile: Profile, connection: int) -> None:
+        """`connection` is its number at every scheduler."""
         self.worker_id = worker_id
+        self.connection = connection
         self.epoch = f"{worker_id}/{start}"
         self._profile = profile
+        self._rates = Rates(**asdict(profile.rates))
         self.engine = VirtualEngine(profile.shape, profile.rates)
         self._mirror = mirror.Mirror()
         self._runs: dict[str, _Run] = {}
         self._unsaid = _Unsaid()
 
-    def hello(self, connection: int) -> WorkerHello:
+    def hello(self) -> WorkerHello:
         """What it says first."""
         shape = self._profile.shape
         spec = WorkerSpec(
@@ -69,11 +72,11 @@ class Station:
             engine="sim",
             device_kind=self._profile.name,
             price_per_hour_nano=self._profile.price_per_hour_nano,
-            rates=self._rates(),
+            rates=self._rates,
             kv_events=True,
         )
         return WorkerHello(
-            connection=connection, worker_id=self.worker_id, epoch=self.epoch, endpoint=self.worker_id, spec=spec
+            connection=self.connection, worker_id=self.worker_id, epoch=self.epoch, endpoint=self.worker_id, spec=spec
         )
 
     def begin(self, grant: Grant, hashes: tuple[int, ...], *, output_tokens: int, now: float) -> None:
@@ -89,12 +92,13 @@ class Station:
         )
         self.engine.add(sequence, now=now)
 
-    def cancel(self, lease_ids: Iterable[str], *, now: float) -> None:
-        """End leases that the schedulers do not want any more."""
+    def cancel(self, lease_ids: Iterable[str], *, now: float) -> list[str]:
+        """End leases that the schedulers do not want any more; returns those that ran."""
         found = [lease_id for lease_id in lease_ids if lease_id in self._runs]
         self.engine.abort(found, now=now)
         for lease_id in found:
             self._finish(lease_id)
+        return found
 
     def advance(self, now: float) -> list[Progress]:
         """Let the engine end the steps that end by now."""
@@ -166,18 +170,7 @@ class Station:
             waiting_requests=engine.waiting,
             kv_usage=engine.kv_usage,
             steps=engine.steps,
-            rates=self._rates(),
-        )
-
-    def _rates(self) -> Rates:
-        rates = self._profile.rates
-        return Rates(
-            prefill_base_ms=rates.prefill_base_ms,
-            prefill_ms_per_token=rates.prefill_ms_per_token,
-            decode_base_ms=rates.decode_base_ms,
-            decode_ms_per_request=rates.decode_ms_per_request,
-            prefill_ms_per_pair=rates.prefill_ms_per_pair,
-            decode_ms_per_context_token=rates.decode_ms_per_context_token,
+            rates=self._rates,
         )
 
 

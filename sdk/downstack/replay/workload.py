@@ -41,7 +41,7 @@ def make_jobs(arrivals: Sequence[Arrival], *, speed: float, tenants: int, seed: 
     for number, arrival in enumerate(arrivals):
         conversation = arrival.conversation or threads.of(arrival.blocks)
         tenant = owner.of(conversation)
-        hashes = tuple(_salted(tenant, block) for block in arrival.blocks)
+        hashes = tuple(_salted(tenant, block) for block in arrival.blocks or _unshared(arrival, number))
         found = sum(1 for _ in itertools.takewhile(seen.__contains__, hashes))
         seen.update(hashes)
         jobs.append(
@@ -68,6 +68,12 @@ def bound(jobs: Iterable[Job]) -> float:
 def _salted(tenant: int, block: int) -> int:
     """A 64-bit hash that is one tenant's; blocks of a trace are numbers, not content."""
     return ((block + 1) * 0x9E3779B97F4A7C15 ^ tenant * 0xBF58476D1CE4E5B9) % 2**64
+
+
+def _unshared(arrival: Arrival, number: int) -> range:
+    """Ids of blocks that no other request has: what shares nothing fills caches all the same."""
+    first = -(number + 1) << 32
+    return range(first, first + arrival.prompt_tokens // BLOCK_TOKENS)
 
 
 class _Owners:

@@ -58,7 +58,6 @@ class LeaseBook:
         self._by_attempt: dict[tuple[str, str, int], str] = {}
         self._by_worker: dict[str, set[str]] = {}
         self._occupied: dict[str, Occupancy] = {}
-        self._by_tenant: dict[str, int] = {}
         self._ended: OrderedDict[str, None] = OrderedDict()
 
     def __len__(self) -> int:
@@ -83,10 +82,6 @@ class LeaseBook:
     def occupancy(self, worker_id: str) -> Occupancy:
         return self._occupied.get(worker_id, NOTHING)
 
-    def tenant_active(self, tenant_id: str) -> bool:
-        """Whether the tenant holds a lease."""
-        return tenant_id in self._by_tenant
-
     def ended(self, lease_id: str) -> bool:
         """Whether the lease ended not long ago."""
         return lease_id in self._ended
@@ -101,7 +96,6 @@ class LeaseBook:
         self._leases[grant.lease_id] = lease
         self._by_attempt[_attempt_of(grant)] = grant.lease_id
         self._by_worker.setdefault(grant.worker_id, set()).add(grant.lease_id)
-        self._by_tenant[grant.tenant_id] = self._by_tenant.get(grant.tenant_id, 0) + 1
         self._recount(lease)
         self._budgets.reserve(grant.lease_id, reserved(grant))
         return lease
@@ -201,9 +195,6 @@ class LeaseBook:
         if not held:
             del self._by_worker[grant.worker_id]
             self._occupied.pop(grant.worker_id, None)
-        self._by_tenant[grant.tenant_id] -= 1
-        if not self._by_tenant[grant.tenant_id]:
-            del self._by_tenant[grant.tenant_id]
         self._remember(grant.lease_id)
 
     def _remember(self, lease_id: str) -> None:
@@ -239,7 +230,6 @@ class LeaseBook:
         assert by_worker == self._by_worker
         assert occupied == self._occupied
         assert all(_attempt_of(self._leases[lease_id].grant) == each for each, lease_id in self._by_attempt.items())
-        assert sum(self._by_tenant.values()) == len(self._leases)
         assert len(self._ended) <= self._limits.max_ended_leases
         assert all(self._due_at <= self._ending(lease)[0] for lease in self._leases.values())
 
