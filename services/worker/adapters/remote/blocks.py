@@ -1,24 +1,16 @@
 """A remote server's KV events, turned into changes of blocks by the names that router and scheduler use."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from downstack.smg import common_pb2 as pb
 
 from services.kit.blocks import next_hash, root_hash
 from services.worker.domain.mirror import Cleared, KvChange, Removed, Stored
+from services.worker.domain.names import BlockNames
 
 _DEVICE = frozenset({pb.KV_CACHE_TIER_UNSPECIFIED, pb.KV_CACHE_TIER_DEVICE})
 # Servers put this before the salt that they make of images' names.
 _SALT_MARK = "mm:"
-
-
-@dataclass(slots=True)
-class _Copies:
-    """One of the server's hashes: our name for it, and how many copies of the block are resident."""
-
-    ours: int
-    count: int
 
 
 class RemoteBlocks:
@@ -32,7 +24,7 @@ class RemoteBlocks:
         self._model = model
         self._tokenizer_revision = tokenizer_revision
         self._block_size = block_size
-        self._known: dict[int, _Copies] = {}
+        self._names = BlockNames[int]()
         self._sequence: int | None = None
 
     def translate(self, batch: pb.KvEventBatch) -> list[KvChange] | None:
@@ -45,9 +37,10 @@ class RemoteBlocks:
                 case "stored":
                     found.append(Stored(tuple(self._stored(event.stored))))
                 case "removed":
-                    found.append(Removed(tuple(self._removed(event.removed))))
+                    gone = event.removed.block_hashes if _is_ours(event.removed) else ()
+                    found.append(Removed(tuple(self._names.removed(gone))))
                 case "cleared":
-                    self._known.clear()
+                    self._names.clear()
                     found.append(Cleared())
         return found
 
@@ -65,33 +58,18 @@ class RemoteBlocks:
             if parent is None or len(block.token_ids) != self._block_size or _depends_on_more(event, index):
                 break
             parent = next_hash(parent, block.token_ids)
-            known = self._known.setdefault(block.block_hash, _Copies(parent, 0))
-            known.count += 1
-            names.append(known.ours)
+            names.append(self._names.stored(block.block_hash, parent))
         return names
 
     def _parent(self, event: pb.KvBlocksStored) -> int | None:
         if event.HasField("parent_block_hash"):
-            known = self._known.get(event.parent_block_hash)
-            return known.ours if known else None
+            return self._names.ours(event.parent_block_hash)
         return root_hash(
             model=self._model,
             tokenizer_revision=self._tokenizer_revision,
             adapter=event.lora_name,
             cache_salt=_salt(event).removeprefix(_SALT_MARK),
         )
-
-    def _removed(self, event: pb.KvBlocksRemoved) -> list[int]:
-        names: list[int] = []
-        for theirs in event.block_hashes if _is_ours(event) else ():
-            known = self._known.get(theirs)
-            if known is None:
-                continue
-            names.append(known.ours)
-            known.count -= 1
-            if known.count == 0:
-                del self._known[theirs]
-        return names
 
 
 def _is_ours(event: pb.KvBlocksStored | pb.KvBlocksRemoved) -> bool:

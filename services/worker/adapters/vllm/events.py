@@ -1,7 +1,6 @@
 """vLLM's KV events, turned into changes of blocks by the names that router and scheduler use."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -10,17 +9,10 @@ from vllm.distributed.kv_events import AllBlocksCleared, BlockRemoved, BlockStor
 
 from services.kit.blocks import next_hash, root_hash
 from services.worker.domain.mirror import Cleared, KvChange, Removed, Stored
+from services.worker.domain.names import BlockNames
 
 _log = structlog.get_logger()
 UNMAPPED = Counter("downstack_worker_kv_blocks_unmapped", "Blocks of the engine that have no name here.", ("why",))
-
-
-@dataclass(slots=True)
-class _Known:
-    """One of vLLM's hashes: our name for it, and how many copies of the block are resident."""
-
-    ours: int
-    copies: int
 
 
 class BlockTranslator:
@@ -35,10 +27,10 @@ class BlockTranslator:
         self._model = model
         self._tokenizer_revision = tokenizer_revision
         self._block_size = block_size
-        self._known: dict[int | bytes, _Known] = {}
+        self._names = BlockNames[int | bytes]()
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self._names)
 
     def translate(self, events: Iterable[Any]) -> list[KvChange]:
         """The changes of one batch of events, in order."""
@@ -47,15 +39,15 @@ class BlockTranslator:
             if isinstance(event, BlockStored):
                 found.append(Stored(tuple(self._stored(event))))
             elif isinstance(event, BlockRemoved):
-                found.append(Removed(tuple(self._removed(event.block_hashes))))
+                found.append(Removed(tuple(self._names.removed(event.block_hashes))))
             elif isinstance(event, AllBlocksCleared):
-                self._known.clear()
+                self._names.clear()
                 found.append(Cleared())
         return found
 
     def forget(self) -> list[KvChange]:
         """Events were lost, so nothing is certain any more: what comes from now on is."""
-        self._known.clear()
+        self._names.clear()
         return [Cleared()]
 
     def _stored(self, event: BlockStored) -> list[int]:
@@ -70,33 +62,18 @@ class BlockTranslator:
                 break
             start = index * self._block_size
             parent = next_hash(parent, event.token_ids[start : start + self._block_size])
-            known = self._known.setdefault(theirs, _Known(parent, 0))
-            known.copies += 1
-            names.append(known.ours)
+            names.append(self._names.stored(theirs, parent))
         return names
 
     def _parent(self, event: BlockStored) -> int | None:
         if event.parent_block_hash is not None:
-            known = self._known.get(event.parent_block_hash)
-            return known.ours if known else None
+            return self._names.ours(event.parent_block_hash)
         return root_hash(
             model=self._model,
             tokenizer_revision=self._tokenizer_revision,
             adapter=event.lora_name or "",
             cache_salt=_salt(event),
         )
-
-    def _removed(self, hashes: Sequence[int | bytes]) -> list[int]:
-        names = []
-        for theirs in hashes:
-            known = self._known.get(theirs)
-            if known is None:
-                continue
-            names.append(known.ours)
-            known.copies -= 1
-            if known.copies == 0:
-                del self._known[theirs]
-        return names
 
 
 def _texts(event: BlockStored, index: int) -> list[str]:
