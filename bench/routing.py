@@ -22,7 +22,11 @@ from bench.routes.cells import OBJECTIVES, Cell, capacity, jobs_of, run_all
 from bench.routes.report import Grid, Point, write
 from bench.routes.stress import backlogged, greedy, overload
 
-_TRACES = (("mooncake_conversation.jsonl", "mooncake"), ("azure_llm_2023_conv.csv", "azure"))
+# As they are published, and under the names that collections of traces give them.
+_TRACES = (
+    (("conversation_trace.jsonl", "mooncake_conversation.jsonl"), "mooncake"),
+    (("AzureLLMInferenceTrace_conv.csv", "azure_llm_2023_conv.csv"), "azure"),
+)
 _DATA = Path(os.environ.get("DOWNSTACK_TRACES", "traces"))
 
 
@@ -40,9 +44,12 @@ def main() -> int:
     """Replays the grid, then the stress cases."""
     options = _options()
     began = time.perf_counter()
-    traces = [(name, form) for name, form in _TRACES if (options.traces / name).exists()]
+    traces = [
+        (found[0], form) for names, form in _TRACES if (found := [n for n in names if (options.traces / n).exists()])
+    ]
     if not traces:
-        print(f"no trace in {options.traces}: give the folder with --traces or DOWNSTACK_TRACES", file=sys.stderr)
+        wanted = " or ".join(names[0] for names, _ in _TRACES)
+        print(f"no {wanted} in {options.traces}: name their folder by --traces or DOWNSTACK_TRACES", file=sys.stderr)
         return 2
     sizes = _Sizes(
         options.policies.split(",") if options.policies else [*policy_names(), *queued_names()],
@@ -67,7 +74,7 @@ def main() -> int:
     cells = [cell for point in points for cell in point.cells]
     figures = iter(run_all(cells, options.traces, processes=options.processes, say=_say))
     grid = Grid([(point, [next(figures) for _ in point.cells]) for point in points])
-    stress = _stress(base, options) if options.stress else {}
+    stress = _stress(replace(base, requests=options.stress_requests), options) if options.stress else {}
     facts = {"machine": _machine(), "asked": _asked(options), "objectives": asdict(OBJECTIVES)}
     if options.write:
         write(grid, stress, facts, Path("docs/benchmarks"), wall_s=time.perf_counter() - began)
@@ -119,6 +126,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=8, help="workers (8)")
     parser.add_argument("--profile", default="h100-8b", help="their kind (h100-8b)")
     parser.add_argument("--requests", type=int, default=1500, help="requests of each trace; 0 for all (1500)")
+    parser.add_argument("--stress-requests", type=int, default=4000, help="requests of the stress cases (4000)")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="replays at once (cores)")
     parser.add_argument("--no-stress", dest="stress", action="store_false", help="the grid only")
     parser.add_argument("--no-write", dest="write", action="store_false", help="leave docs/benchmarks as it is")

@@ -158,8 +158,9 @@ def _number(value: float | None) -> str:
 def _stress(stress: Mapping[str, Any]) -> str:
     flood = stress["overload"]
     best = (
-        f"The best goodput, {flood['best_goodput']:.2f}/s, is at a load of {flood['best_load_per_s']:.2f} requests/s. "
-        "Beyond it:"
+        f"The first {flood['rows'][0]['requests']} requests of the trace, one scheduler, the profile's KV blocks. "
+        "Goodput counts answers, so it grows with the load as long as more short prompts can be chosen from. Its best, "
+        f"{flood['best_goodput']:.2f}/s, was found at a load of {flood['best_load_per_s']:.2f} requests/s. Beyond it:"
     )
     lines = ["## Too much traffic, and a greedy tenant (`worth`)", "", best, ""]
     lines += ["| load | goodput/s | share of the best | refused | TTFT p99 ms |", "| --- | --- | --- | --- | --- |"]

@@ -28,7 +28,10 @@ async def create_schemas(owner_dsn: str) -> None:
     try:
         for package in MIGRATED:
             await migrate(owner_dsn, package)
-    except (MigrationError, DownstackError, asyncpg.PostgresError) as error:
+    except MigrationError as error:
+        advice = "Use the version that made this data folder, or another --data-dir"
+        raise LocalError(f"the database could not be migrated: {error} {advice}") from error
+    except (DownstackError, asyncpg.PostgresError) as error:
         raise LocalError(f"the database could not be migrated: {error}") from error
 
 
